@@ -1,0 +1,288 @@
+//! Reads the kernel's own structures by the offsets that user space found in its BTF.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_kernel_buf,
+    bpf_probe_read_user, bpf_probe_read_user_buf, generated::bpf_get_current_task,
+};
+use probe_ebpf::{Event, FLAG_TRUNCATED, KernelOffsets, TEXT_LEN};
+
+#[unsafe(no_mangle)]
+static OFFSETS: KernelOffsets = KernelOffsets {
+    task_tgid: 0,
+    task_files: 0,
+    task_signal: 0,
+    task_exit_code: 0,
+    signal_live: 0,
+    files_fdt: 0,
+    fdtable_fd: 0,
+    fdtable_max_fds: 0,
+    file_private_data: 0,
+    file_inode: 0,
+    inode_mode: 0,
+    socket_sk: 0,
+    sock_family: 0,
+    sock_state: 0,
+    sock_num: 0,
+    sock_rcv_saddr: 0,
+    sock_v6_rcv_saddr: 0,
+    unix_sock_addr: 0,
+    unix_address_len: 0,
+    unix_address_name: 0,
+    binprm_filename: 0,
+};
+
+/// The offsets as user space set them; volatile, or the compiler would use the zeros above.
+fn offsets() -> KernelOffsets {
+    // SAFETY: a valid, initialised static.
+    unsafe { core::ptr::read_volatile(&raw const OFFSETS) }
+}
+
+/// Reads a `T` at `base + offset` of kernel memory; `None` if that is not mapped.
+fn read<T>(base: u64, offset: u32) -> Option<T> {
+    // SAFETY: the helper checks the address and fails instead of faulting.
+    unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
+}
+
+/// `AF_UNIX`, `AF_INET` and `AF_INET6` of socket(2).
+pub const AF_UNIX: u16 = 1;
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
+
+/// Socket states of `include/net/tcp_states.h`, which Unix sockets share.
+pub const STATE_CLOSE: u8 = 7;
+pub const STATE_LISTEN: u8 = 10;
+
+pub fn current_tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+pub fn current_tid() -> u32 {
+    bpf_get_current_pid_tgid() as u32
+}
+
+pub fn tgid_of(task: u64) -> Option<u32> {
+    read(task, offsets().task_tgid)
+}
+
+/// The wait status of `task` if it was the last thread of its process.
+pub fn exit_status_if_last(task: u64) -> Option<u32> {
+    let offsets = offsets();
+    let signal: u64 = read(task, offsets.task_signal)?;
+    let live: i32 = read(signal, offsets.signal_live)?;
+    if live > 0 {
+        return None;
+    }
+    read(task, offsets.task_exit_code)
+}
+
+/// The `struct file *` behind a descriptor of the current task.
+pub fn file_of(fd: i32) -> Option<u64> {
+    let offsets = offsets();
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: takes no arguments and returns the current task.
+    let task = unsafe { bpf_get_current_task() };
+    let files: u64 = read(task, offsets.task_files)?;
+    let table: u64 = read(files, offsets.files_fdt)?;
+    let max: u32 = read(table, offsets.fdtable_max_fds)?;
+    if fd as u32 >= max {
+        return None;
+    }
+    let array: u64 = read(table, offsets.fdtable_fd)?;
+    let file: u64 = read(array + (fd as u64) * 8, 0)?;
+    if file == 0 { None } else { Some(file) }
+}
+
+pub fn private_data(file: u64) -> Option<u64> {
+    read(file, offsets().file_private_data)
+}
+
+/// The `struct sock *` of a file that is a socket.
+pub fn sock_of(file: u64) -> Option<u64> {
+    const S_IFMT: u16 = 0o170_000;
+    const S_IFSOCK: u16 = 0o140_000;
+    let offsets = offsets();
+    let inode: u64 = read(file, offsets.file_inode)?;
+    let mode: u16 = read(inode, offsets.inode_mode)?;
+    if mode & S_IFMT != S_IFSOCK {
+        return None;
+    }
+    let socket: u64 = read(file, offsets.file_private_data)?;
+    let sock: u64 = read(socket, offsets.socket_sk)?;
+    if sock == 0 { None } else { Some(sock) }
+}
+
+pub fn state_of(sock: u64) -> u8 {
+    read(sock, offsets().sock_state).unwrap_or(0)
+}
+
+pub fn is_listening(sock: u64) -> bool {
+    sock != 0 && state_of(sock) == STATE_LISTEN
+}
+
+pub fn family_of(sock: u64) -> u16 {
+    read(sock, offsets().sock_family).unwrap_or(0)
+}
+
+/// Writes the local address of `sock` into `event`.
+pub fn describe_sock(sock: u64, event: &mut Event) {
+    let offsets = offsets();
+    event.family = family_of(sock);
+    match event.family {
+        AF_INET => {
+            event.port = read(sock, offsets.sock_num).unwrap_or(0);
+            let address: [u8; 4] = read(sock, offsets.sock_rcv_saddr).unwrap_or_default();
+            event.text[..4].copy_from_slice(&address);
+            event.text_len = 4;
+        }
+        AF_INET6 => {
+            event.port = read(sock, offsets.sock_num).unwrap_or(0);
+            let address: [u8; 16] = read(sock, offsets.sock_v6_rcv_saddr).unwrap_or_default();
+            event.text[..16].copy_from_slice(&address);
+            event.text_len = 16;
+        }
+        AF_UNIX => {
+            // The name is a `sockaddr_un`: two bytes of family, then the path.
+            const FAMILY_LEN: u32 = 2;
+            let address: u64 = read(sock, offsets.unix_sock_addr).unwrap_or(0);
+            if address == 0 {
+                return;
+            }
+            let len: u32 = read(address, offsets.unix_address_len).unwrap_or(0);
+            let len = len.saturating_sub(FAMILY_LEN);
+            let path = address + u64::from(offsets.unix_address_name + FAMILY_LEN);
+            // SAFETY: the helper checks the address and fails instead of faulting.
+            if unsafe { bpf_probe_read_kernel_buf(path as *const u8, &mut event.text) }.is_ok() {
+                event.text_len = len.min(TEXT_LEN as u32);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Writes the path of what `bprm` executes into `event`.
+pub fn describe_exec(bprm: u64, event: &mut Event) {
+    let Some(name) = read::<u64>(bprm, offsets().binprm_filename) else {
+        return;
+    };
+    // SAFETY: the buffer is valid for its length and the helper checks the address it reads.
+    let copied = unsafe {
+        aya_ebpf::helpers::generated::bpf_probe_read_kernel_str(
+            event.text.as_mut_ptr().cast(),
+            TEXT_LEN as u32,
+            name as *const core::ffi::c_void,
+        )
+    };
+    if copied > 0 {
+        // The count includes the final NUL.
+        event.text_len = (copied as u32 - 1).min(TEXT_LEN as u32);
+        if copied as usize == TEXT_LEN {
+            event.flags |= FLAG_TRUNCATED;
+        }
+    }
+}
+
+/// Whether a Unix socket has a name, without which it cannot listen.
+pub fn is_bound_unix(sock: u64) -> bool {
+    read::<u64>(sock, offsets().unix_sock_addr).unwrap_or(0) != 0
+}
+
+/// Reads a `T` of the current process; `None` if that is not mapped.
+pub fn read_user<T>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address and fails instead of faulting.
+    unsafe { bpf_probe_read_user(address as *const T) }.ok()
+}
+
+/// Writes a `struct sockaddr` of the current process, `len` bytes long, into `event`.
+pub fn describe_address(address: u64, len: u32, event: &mut Event) {
+    let Some(family) = read_user::<u16>(address) else {
+        return;
+    };
+    event.family = family;
+    match family {
+        AF_INET => {
+            event.port = u16::from_be(read_user(address + 2).unwrap_or(0));
+            let ip: [u8; 4] = read_user(address + 4).unwrap_or_default();
+            event.text[..4].copy_from_slice(&ip);
+            event.text_len = 4;
+        }
+        AF_INET6 => {
+            event.port = u16::from_be(read_user(address + 2).unwrap_or(0));
+            let ip: [u8; 16] = read_user(address + 8).unwrap_or_default();
+            event.text[..16].copy_from_slice(&ip);
+            event.text_len = 16;
+        }
+        AF_UNIX => {
+            let path_len = len.saturating_sub(2).min(TEXT_LEN as u32);
+            // SAFETY: the helper checks the address and fails instead of faulting.
+            let copied =
+                unsafe { bpf_probe_read_user_buf((address + 2) as *const u8, &mut event.text) };
+            if copied.is_ok() {
+                event.text_len = path_len;
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The registers at the entry of a system call: a `struct pt_regs`.
+#[derive(Clone, Copy)]
+pub struct Registers(pub u64);
+
+impl Registers {
+    /// The system call's argument of an index from 0 to 2.
+    pub fn argument(self, index: usize) -> Option<u64> {
+        // `di`, `si` and `dx` of arch/x86/include/asm/ptrace.h.
+        #[cfg(bpf_target_arch = "x86_64")]
+        const OFFSETS: [u32; 3] = [112, 104, 96];
+        // `regs[0]` to `regs[2]` of arch/arm64/include/asm/ptrace.h.
+        #[cfg(bpf_target_arch = "aarch64")]
+        const OFFSETS: [u32; 3] = [0, 8, 16];
+        read(self.0, OFFSETS[index])
+    }
+}
+
+/// The system calls that matter.
+#[derive(Clone, Copy)]
+pub enum Call {
+    Bind,
+    Listen,
+    Accept,
+    EpollCtl,
+    EpollWait,
+    Poll,
+    Select,
+}
+
+impl Call {
+    /// By the number in arch/x86/entry/syscalls/syscall_64.tbl.
+    #[cfg(bpf_target_arch = "x86_64")]
+    pub fn of(number: i64) -> Option<Self> {
+        Some(match number {
+            49 => Self::Bind,
+            50 => Self::Listen,
+            43 | 288 => Self::Accept,
+            233 => Self::EpollCtl,
+            232 | 281 | 441 => Self::EpollWait,
+            7 | 271 => Self::Poll,
+            23 | 270 => Self::Select,
+            _ => return None,
+        })
+    }
+
+    /// By the number in include/uapi/asm-generic/unistd.h.
+    #[cfg(bpf_target_arch = "aarch64")]
+    pub fn of(number: i64) -> Option<Self> {
+        Some(match number {
+            200 => Self::Bind,
+            201 => Self::Listen,
+            202 | 242 => Self::Accept,
+            21 => Self::EpollCtl,
+            22 | 441 => Self::EpollWait,
+            73 => Self::Poll,
+            72 => Self::Select,
+            _ => return None,
+        })
+    }
+}

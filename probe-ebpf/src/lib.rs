@@ -1,0 +1,134 @@
+//! What the kernel side and user space say to each other: the only home of these types.
+//!
+//! Everything here is `#[repr(C)]`, plain data and without implicit padding (checked when
+//! compiling), so that both sides read the same bytes.
+#![no_std]
+
+use bytemuck::{Pod, Zeroable};
+
+/// The longest text an [`Event`] carries: a Unix socket path with its final NUL (`sun_path` of
+/// unix(7)), or the first bytes of an executable's path.
+pub const TEXT_LEN: usize = 108;
+
+/// Processes that can be followed at once.
+pub const MAX_PROCESSES: u32 = 32_768;
+
+/// Listening sockets remembered per epoll instance.
+pub const SOCKETS_PER_EPOLL: usize = 8;
+
+/// One thing that a followed process did.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC` of the initial time namespace, in nanoseconds.
+    pub time_ns: u64,
+    /// One of the `KIND_*` numbers.
+    pub kind: u32,
+    /// Bits of `FLAG_*`.
+    pub flags: u32,
+    /// Process id (thread group) in the initial pid namespace.
+    pub tgid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// The child of a fork; the wait status (as of wait(2)) of an exit; otherwise 0.
+    pub value: u32,
+    /// The file descriptor in question, or -1.
+    pub fd: i32,
+    /// `AF_*` of the socket, or 0.
+    pub family: u16,
+    /// The local TCP port in host byte order, or 0.
+    pub port: u16,
+    /// Bytes used in `text`.
+    pub text_len: u32,
+    /// Local IPv4 (4 bytes) or IPv6 address (16 bytes) in network byte order, Unix socket path
+    /// (abstract ones begin with NUL), or the path of what was executed.
+    pub text: [u8; TEXT_LEN],
+    /// Keeps the size a multiple of 8; always 0.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Event>() == 152);
+
+/// A process forked: `value` is the child.
+pub const KIND_FORK: u32 = 1;
+/// A process executed a program: `text` is its path.
+pub const KIND_EXEC: u32 = 2;
+/// The last thread of a process is gone: `value` is the wait status.
+pub const KIND_EXIT: u32 = 3;
+/// A socket was bound.
+pub const KIND_BIND: u32 = 4;
+/// A socket went to the listening state.
+pub const KIND_LISTEN: u32 = 5;
+/// accept(2) or accept4(2) was entered on a listening socket.
+pub const KIND_ACCEPT: u32 = 6;
+/// A wait for readiness (epoll, poll, select) that a listening socket is part of was entered.
+pub const KIND_WAIT: u32 = 7;
+
+/// `text` was cut short.
+pub const FLAG_TRUNCATED: u32 = 1;
+/// The task was stopped here: this is the capture point.
+pub const FLAG_STOPPED: u32 = 2;
+
+/// Where to stop the tree (the global `STOP_AT` of the probe).
+pub const STOP_NEVER: u32 = 0;
+/// Stop when a socket first listens.
+pub const STOP_AT_LISTEN: u32 = 1;
+/// Stop when a process first waits for a connection.
+pub const STOP_AT_READY: u32 = 2;
+/// Stop at the first accept(2) family call.
+pub const STOP_AT_ACCEPT: u32 = 3;
+
+/// Byte offsets of the kernel's structure members that the probe reads, found in the running
+/// kernel's BTF and handed over as the global `OFFSETS` when the probe is loaded.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct KernelOffsets {
+    pub task_tgid: u32,
+    pub task_files: u32,
+    pub task_signal: u32,
+    pub task_exit_code: u32,
+    pub signal_live: u32,
+    pub files_fdt: u32,
+    pub fdtable_fd: u32,
+    pub fdtable_max_fds: u32,
+    pub file_private_data: u32,
+    pub file_inode: u32,
+    pub inode_mode: u32,
+    pub socket_sk: u32,
+    pub sock_family: u32,
+    pub sock_state: u32,
+    pub sock_num: u32,
+    pub sock_rcv_saddr: u32,
+    pub sock_v6_rcv_saddr: u32,
+    pub unix_sock_addr: u32,
+    pub unix_address_len: u32,
+    pub unix_address_name: u32,
+    pub binprm_filename: u32,
+}
+
+/// The members behind [`KernelOffsets`], in its order: structure, then the path of the member.
+pub const KERNEL_MEMBERS: [(&str, &str); 21] = [
+    ("task_struct", "tgid"),
+    ("task_struct", "files"),
+    ("task_struct", "signal"),
+    ("task_struct", "exit_code"),
+    ("signal_struct", "live"),
+    ("files_struct", "fdt"),
+    ("fdtable", "fd"),
+    ("fdtable", "max_fds"),
+    ("file", "private_data"),
+    ("file", "f_inode"),
+    ("inode", "i_mode"),
+    ("socket", "sk"),
+    ("sock", "__sk_common.skc_family"),
+    ("sock", "__sk_common.skc_state"),
+    ("sock", "__sk_common.skc_num"),
+    ("sock", "__sk_common.skc_rcv_saddr"),
+    ("sock", "__sk_common.skc_v6_rcv_saddr"),
+    ("unix_sock", "addr"),
+    ("unix_address", "len"),
+    ("unix_address", "name"),
+    ("linux_binprm", "filename"),
+];
+
+const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_MEMBERS.len());

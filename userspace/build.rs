@@ -1,0 +1,43 @@
+//! Builds the eBPF programs with the toolchain that `cargo xtask setup` prepared.
+
+use std::{env, process::Command};
+
+use anyhow::{Context as _, Result};
+use aya_build::{Package, Toolchain};
+
+/// The toolchain that set-up links to the distribution's compiler where rustup cannot download.
+const LINKED: &str = "warmimg-ebpf";
+
+fn main() -> Result<()> {
+    println!("cargo:rerun-if-changed=build.rs");
+    let toolchains = Command::new("rustup")
+        .args(["toolchain", "list"])
+        .output()
+        .context("rustup is needed to choose the compiler of the eBPF programs")?;
+    let linked = String::from_utf8_lossy(&toolchains.stdout)
+        .lines()
+        .any(|line| line.starts_with(LINKED));
+    let toolchain = if linked {
+        // aya-ebpf uses `asm_experimental_arch`, which a stable compiler has behind this switch.
+        // It is set here and not for the whole workspace, where it would change other crates.
+        // SAFETY: a build script's main thread, before it starts another.
+        #[expect(
+            unsafe_code,
+            reason = "set_var is unsafe only with other threads about"
+        )]
+        unsafe {
+            env::set_var("RUSTC_BOOTSTRAP", "1");
+        }
+        Toolchain::Custom(LINKED)
+    } else {
+        Toolchain::Nightly
+    };
+    let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../probe-ebpf");
+    let package = Package {
+        name: "probe-ebpf",
+        root_dir,
+        ..Default::default()
+    };
+    aya_build::build_ebpf([package], toolchain)
+        .context("the eBPF programs do not build; `cargo xtask setup` installs what they need")
+}

@@ -1,0 +1,100 @@
+//! `warmimg capture`
+
+use std::path::Path;
+
+use super::{
+    prepare,
+    supervise::{Signals, supervise},
+};
+use crate::{
+    capture::{self, Options},
+    cli,
+    error::Error,
+    report::Report,
+    spawn::Command,
+    store::{self, StoreError},
+};
+
+pub async fn run(
+    global: &cli::Global,
+    arguments: &cli::Capture,
+    report: &Report,
+) -> Result<u8, Error> {
+    let command = Command::resolve(&arguments.words, arguments.user.as_deref())?;
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => default_name(&command.words()),
+    };
+    store::check_name(&name)?;
+    let (store, criu) = prepare(global)?;
+    let options = Options {
+        command,
+        point: arguments.at,
+        limit: arguments.timeout,
+        name,
+        leave_running: arguments.leave_running,
+    };
+    let mut signals = Signals::catch()?;
+    let progress = report.progress();
+    let captured = capture::capture(&store, &criu, &options, signals.ended(), |step| {
+        progress.show(&step);
+    })
+    .await;
+    progress.clear();
+    let captured = captured.map_err(disk_full_as_such)?;
+    report.captured(&captured.image)?;
+    match captured.running {
+        None => Ok(0),
+        Some((mut sandbox, mut output)) => {
+            output.forward();
+            Ok(supervise(&mut sandbox, Some(&mut output), &mut signals).await?)
+        }
+    }
+}
+
+/// The command's file name, with what a name cannot hold replaced.
+fn default_name(words: &[String]) -> String {
+    let program = words
+        .first()
+        .map(Path::new)
+        .and_then(Path::file_name)
+        .unwrap_or_default();
+    let name: String = program
+        .to_string_lossy()
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    match name.trim_start_matches(['.', '_', '-']) {
+        "" => "image".to_owned(),
+        name => name.chars().take(64).collect(),
+    }
+}
+
+/// A truncated image is malformed: if the disk is full, that is the reason to name.
+fn disk_full_as_such(error: capture::CaptureError) -> Error {
+    match error {
+        capture::CaptureError::Edit(crate::edit::EditError::Write { path, source }) => {
+            StoreError::Write { path, source }.into()
+        }
+        other => other.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::default_name;
+
+    #[test]
+    fn names_come_from_the_program() {
+        let name = |program: &str| default_name(&[program.to_owned()]);
+        assert_eq!(name("/usr/sbin/php-fpm8.2"), "php-fpm8.2");
+        assert_eq!(name("./.my server"), "my-server");
+        assert_eq!(name("…"), "image");
+    }
+}

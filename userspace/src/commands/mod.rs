@@ -1,0 +1,52 @@
+//! The commands: each takes its arguments, composes the stages, and reports.
+
+mod capture;
+mod doctor;
+mod documents;
+mod images;
+mod instances;
+mod restore;
+mod supervise;
+
+use crate::{
+    cli::{Cli, Command, Global},
+    criu::Program,
+    error::Error,
+    host,
+    report::Report,
+    requirements,
+    store::Store,
+};
+
+/// Runs a command; returns the exit code.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn run(cli: &Cli, report: &Report) -> Result<u8, Error> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Capture(arguments) => capture::run(global, arguments, report).await,
+        Command::Restore(arguments) => restore::run(global, arguments, report).await,
+        Command::Ps => instances::ps(global, report),
+        Command::Stop(arguments) => instances::stop(global, arguments, report).await,
+        Command::Logs(arguments) => instances::logs(global, arguments).await,
+        Command::Images => images::images(global, report),
+        Command::Inspect(arguments) => images::inspect(global, arguments, report),
+        Command::Rm(arguments) => images::rm(global, arguments, report),
+        Command::Doctor => doctor::run(global, report).await,
+        Command::Completions(arguments) => documents::completions(arguments),
+        Command::Man(arguments) => documents::man(arguments),
+        Command::SelfTestServer => doctor::serve(),
+    }
+}
+
+fn open_store(global: &Global) -> Result<Store, Error> {
+    Ok(Store::open(&global.store)?)
+}
+
+/// What every command that handles processes needs.
+fn prepare(global: &Global) -> Result<(Store, Program), Error> {
+    requirements::check(host::capabilities(), host::is_initial_pid_namespace())?;
+    let criu = Program::find(global.criu.as_deref())?;
+    Ok((open_store(global)?, criu))
+}

@@ -1,0 +1,76 @@
+//! What a foreground supervisor does: signals reach the server, and its exit status is ours.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{error::Error, instance, output::Output, restore::RestoreError, spawn::Sandbox};
+
+/// The signals that are passed on. See the help of `restore`.
+const FORWARDED: [i32; 6] = [
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGHUP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+];
+
+/// Signals to this process, caught from the making of this on.
+pub struct Signals(Vec<(i32, Signal)>);
+
+impl Signals {
+    /// Catches the signals that are passed on.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`].
+    pub fn catch() -> Result<Self, Error> {
+        let catch = |number| Ok((number, signal(SignalKind::from_raw(number))?));
+        FORWARDED
+            .into_iter()
+            .map(catch)
+            .collect::<Result<_, _>>()
+            .map(Self)
+            .map_err(Error::Runtime)
+    }
+
+    /// Waits for the next one. Can be cancelled without losing one.
+    pub async fn next(&mut self) -> i32 {
+        std::future::poll_fn(|context| {
+            for (number, signal) in &mut self.0 {
+                if signal.poll_recv(context).is_ready() {
+                    return std::task::Poll::Ready(*number);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+
+    /// Waits for one that asks to end.
+    pub async fn ended(&mut self) {
+        while !matches!(
+            self.next().await,
+            libc::SIGTERM | libc::SIGINT | libc::SIGHUP
+        ) {}
+    }
+}
+
+/// Supervises a server until it ends; returns its exit code.
+pub async fn supervise(
+    sandbox: &mut Sandbox,
+    output: Option<&mut Output>,
+    signals: &mut Signals,
+) -> Result<u8, RestoreError> {
+    let status = loop {
+        tokio::select! {
+            status = sandbox.exit() => break status?,
+            number = signals.next() => {
+                // If the server is just ending, its exit is the next thing to be told of.
+                let _ = sandbox.signal(number).await;
+            }
+        }
+    };
+    if let Some(output) = output {
+        output.drained().await;
+    }
+    Ok(instance::exit_code(status))
+}

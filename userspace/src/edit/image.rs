@@ -1,0 +1,126 @@
+//! The frame of a CRIU image: magic numbers, then messages with their lengths.
+//! See "Images" in CRIU's documentation and `criu/include/magic.h`.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::wire::Message;
+
+/// Begins every image of this kind.
+const COMMON_MAGIC: u32 = 0x5456_4319;
+/// Begins statistics.
+const SERVICE_MAGIC: u32 = 0x5510_5940;
+
+/// The images that are read or edited here, by their own magic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Files = 0x5630_3138,
+    Core = 0x5505_3847,
+    Stats = 0x5709_3306,
+}
+
+/// Why an image cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    #[error("cannot read the image {}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write the image {}", .path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{} is not a well-formed CRIU image: {what}", .path.display())]
+    Malformed { path: PathBuf, what: &'static str },
+}
+
+/// An image as its messages.
+pub struct Image {
+    path: PathBuf,
+    head: Vec<u8>,
+    pub entries: Vec<Message>,
+}
+
+impl Image {
+    /// Reads an image of a kind.
+    ///
+    /// # Errors
+    /// [`EditError::Read`] or [`EditError::Malformed`].
+    pub fn read(path: &Path, kind: Kind) -> Result<Self, EditError> {
+        let bytes = fs::read(path).map_err(|source| EditError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(path, kind, &bytes).map_err(|what| EditError::Malformed {
+            path: path.into(),
+            what,
+        })
+    }
+
+    fn parse(path: &Path, kind: Kind, bytes: &[u8]) -> Result<Self, &'static str> {
+        let word = |at: usize| -> Option<u32> {
+            Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+        };
+        let first = if kind == Kind::Stats {
+            SERVICE_MAGIC
+        } else {
+            COMMON_MAGIC
+        };
+        if word(0) != Some(first) || word(4) != Some(kind as u32) {
+            return Err("unexpected magic number");
+        }
+        let mut at = 8;
+        let mut entries = Vec::new();
+        while at < bytes.len() {
+            let len = word(at).ok_or("a length is cut short")? as usize;
+            let body = bytes
+                .get(at + 4..at + 4 + len)
+                .ok_or("an entry is cut short")?;
+            entries.push(Message::parse(body).ok_or("an entry is no message")?);
+            at += 4 + len;
+        }
+        Ok(Self {
+            path: path.into(),
+            head: bytes[..8].to_vec(),
+            entries,
+        })
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.head.clone();
+        for entry in &self.entries {
+            let body = entry.to_bytes();
+            bytes.extend((body.len() as u32).to_le_bytes());
+            bytes.extend(body);
+        }
+        bytes
+    }
+
+    /// Writes the image back to where it was read from.
+    ///
+    /// # Errors
+    /// [`EditError::Write`].
+    pub fn write(&self) -> Result<(), EditError> {
+        fs::write(&self.path, self.to_bytes()).map_err(|source| EditError::Write {
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_written_as_they_were_read() {
+        let mut bytes = COMMON_MAGIC.to_le_bytes().to_vec();
+        bytes.extend((Kind::Files as u32).to_le_bytes());
+        bytes.extend([2, 0, 0, 0, 0x08, 1, 0, 0, 0, 0]);
+        let path = Path::new("files.img");
+        let image = Image::parse(path, Kind::Files, &bytes).unwrap();
+        assert_eq!(image.entries.len(), 2);
+        assert_eq!(image.entries[0].number(1), Some(1));
+        assert_eq!(image.to_bytes(), bytes);
+        assert!(Image::parse(path, Kind::Core, &bytes).is_err());
+        assert!(Image::parse(path, Kind::Files, &bytes[..bytes.len() - 1]).is_err());
+    }
+}

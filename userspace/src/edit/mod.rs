@@ -1,0 +1,157 @@
+//! Edits CRIU's images: the only module that knows their files (`images/*.proto` of CRIU).
+//!
+//! Whatever an edit does not know it keeps. Field numbers are named as CRIU's definitions name
+//! them.
+
+mod image;
+mod wire;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+pub use self::image::EditError;
+use self::image::{Image, Kind};
+
+mod file_entry {
+    pub const REG: u32 = 3;
+}
+
+mod reg_file_entry {
+    pub const FLAGS: u32 = 2;
+    pub const NAME: u32 = 6;
+    pub const SIZE: u32 = 8;
+    /// `checksum`, `checksum_config` and `checksum_parameter`.
+    pub const CHECKSUM: [u32; 3] = [12, 13, 14];
+}
+
+mod core_entry {
+    pub const TC: u32 = 3;
+}
+
+mod task_core_entry {
+    pub const TASK_STATE: u32 = 1;
+    pub const STOP_SIGNO: u32 = 21;
+    /// `COMPEL_TASK_ALIVE` and `COMPEL_TASK_STOPPED` of compel's task-state.h.
+    pub const ALIVE: u64 = 1;
+    pub const STOPPED: u64 = 3;
+}
+
+mod stats_entry {
+    pub const DUMP: u32 = 1;
+    pub const RESTORE: u32 = 2;
+    pub const PAGES_WRITTEN: u32 = 7;
+    pub const RESTORE_TIME: u32 = 4;
+    pub const FORKING_TIME: u32 = 3;
+}
+
+/// Makes fresh images fit for many restores.
+///
+/// # Errors
+/// See [`EditError`].
+pub fn make_reusable(images: &Path) -> Result<(), EditError> {
+    forget_sizes(images)?;
+    wake_up(images)
+}
+
+/// Removes the size of files that are open for writing: CRIU refuses to restore a process if a
+/// file has another size than at the dump, as a log has after its first line.
+fn forget_sizes(images: &Path) -> Result<(), EditError> {
+    let mut image = Image::read(&images.join("files.img"), Kind::Files)?;
+    for entry in &mut image.entries {
+        entry.edit(file_entry::REG, |file| {
+            let flags = file.number(reg_file_entry::FLAGS).unwrap_or(0);
+            if flags & libc::O_ACCMODE as u64 != libc::O_RDONLY as u64 {
+                file.remove(&[reg_file_entry::SIZE]);
+                file.remove(&reg_file_entry::CHECKSUM);
+            }
+        });
+    }
+    image.write()
+}
+
+/// Restores as running what was stopped for the dump.
+fn wake_up(images: &Path) -> Result<(), EditError> {
+    for path in cores(images)? {
+        let mut image = Image::read(&path, Kind::Core)?;
+        for entry in &mut image.entries {
+            entry.edit(core_entry::TC, |task| {
+                if task.number(task_core_entry::TASK_STATE) == Some(task_core_entry::STOPPED) {
+                    task.replace_number(task_core_entry::TASK_STATE, task_core_entry::ALIVE);
+                    task.remove(&[task_core_entry::STOP_SIGNO]);
+                }
+            });
+        }
+        image.write()?;
+    }
+    Ok(())
+}
+
+fn cores(images: &Path) -> Result<Vec<PathBuf>, EditError> {
+    let fail = |source| EditError::Read {
+        path: images.into(),
+        source,
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(images).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        if name.starts_with("core-") && name.ends_with(".img") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// The regular files that the images refer to by path: executables, libraries, logs.
+///
+/// # Errors
+/// See [`EditError`].
+pub fn files(images: &Path) -> Result<BTreeSet<PathBuf>, EditError> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let image = Image::read(&images.join("files.img"), Kind::Files)?;
+    let name = |entry: &wire::Message| -> Option<PathBuf> {
+        let file = wire::Message::parse(entry.bytes(file_entry::REG)?)?;
+        let name = file.bytes(reg_file_entry::NAME)?.to_vec();
+        Some(Path::new("/").join(std::ffi::OsString::from_vec(name)))
+    };
+    Ok(image.entries.iter().filter_map(name).collect())
+}
+
+/// How many pages of memory a dump wrote, from CRIU's statistics in the work folder.
+pub fn pages_written(work: &Path) -> Option<u64> {
+    statistic(
+        &work.join("stats-dump"),
+        stats_entry::DUMP,
+        stats_entry::PAGES_WRITTEN,
+    )
+}
+
+/// How long a restore took by CRIU's own statistics in the work folder, in microseconds: the
+/// time from its first fork to the resumed tree.
+pub fn restore_time_us(work: &Path) -> Option<u64> {
+    statistic(
+        &work.join("stats-restore"),
+        stats_entry::RESTORE,
+        stats_entry::RESTORE_TIME,
+    )
+}
+
+/// The part of [`restore_time_us`] that went into forking, in microseconds.
+pub fn forking_time_us(work: &Path) -> Option<u64> {
+    statistic(
+        &work.join("stats-restore"),
+        stats_entry::RESTORE,
+        stats_entry::FORKING_TIME,
+    )
+}
+
+fn statistic(path: &Path, part: u32, field: u32) -> Option<u64> {
+    let image = Image::read(path, Kind::Stats).ok()?;
+    wire::Message::parse(image.entries.first()?.bytes(part)?)?.number(field)
+}

@@ -1,0 +1,317 @@
+//! Every way a command can fail, with its exit code and what to try.
+
+use std::io;
+
+use crate::{
+    capture::CaptureError,
+    criu::{CriuError, ProgramError, UserError},
+    freeze::FreezeError,
+    instance::InstanceError,
+    requirements::RequirementError,
+    restore::RestoreError,
+    spawn::{CommandError, SpawnError},
+    store::StoreError,
+    watch::WatchError,
+};
+
+/// What a command failed with.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error(transparent)]
+    Requirement(#[from] RequirementError),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("cannot start the asynchronous runtime")]
+    Runtime(#[source] io::Error),
+    #[error("cannot write the output")]
+    Output(#[source] io::Error),
+    #[error("nothing to stop: name an instance, or give --all")]
+    NothingNamed,
+}
+
+/// The exit codes of warmimg. `restore` and `capture --leave-running` otherwise exit with the
+/// status of the server, hence the numbers above those that servers use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    Success = 0,
+    /// The command line was wrong.
+    Usage = 2,
+    /// A failure that has no code of its own.
+    Failure = 100,
+    /// The command to capture is not there or cannot be executed.
+    CommandNotFound = 101,
+    /// The command ended before its capture point.
+    ExitedEarly = 102,
+    /// The command did not reach its capture point in time.
+    Timeout = 103,
+    /// A capability is missing, or this is the wrong pid namespace.
+    MissingCapability = 104,
+    /// CRIU is not installed or too old.
+    NoCriu = 105,
+    /// CRIU failed.
+    CriuFailed = 106,
+    /// No image is called so.
+    UnknownImage = 107,
+    /// The store or an image cannot be read or written.
+    StoreUnusable = 108,
+    /// An address that the image listens on is taken.
+    PortTaken = 109,
+    /// The disk is full.
+    DiskFull = 110,
+    /// The process tree is of a kind that cannot be captured here.
+    UnsupportedTree = 111,
+    /// No instance is called so.
+    UnknownInstance = 112,
+    /// `doctor` found that capture and restore will not work.
+    Unfit = 113,
+    /// Interrupted by a signal.
+    Interrupted = 130,
+}
+
+impl Error {
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Command(CommandError::NotFound(_) | CommandError::NotExecutable(_)) => {
+                ExitCode::CommandNotFound
+            }
+            Self::Command(_) | Self::NothingNamed => ExitCode::Usage,
+            Self::Requirement(_) => ExitCode::MissingCapability,
+            Self::Program(error) => program_code(error),
+            Self::Store(error) => store_code(error),
+            Self::Instance(InstanceError::Unknown { .. }) => ExitCode::UnknownInstance,
+            Self::Capture(error) => match error {
+                CaptureError::Exec { .. } => ExitCode::CommandNotFound,
+                CaptureError::ExitedEarly { .. } => ExitCode::ExitedEarly,
+                CaptureError::Timeout { .. } => ExitCode::Timeout,
+                CaptureError::Interrupted => ExitCode::Interrupted,
+                CaptureError::Program(error) => program_code(error),
+                CaptureError::Criu(error) => criu_code(error),
+                CaptureError::Store(error) => store_code(error),
+                CaptureError::User(_) | CaptureError::Freeze(FreezeError::SeveralRoots { .. }) => {
+                    ExitCode::UnsupportedTree
+                }
+                _ => ExitCode::Failure,
+            },
+            Self::Restore(error) => match error {
+                RestoreError::PortTaken { .. } => ExitCode::PortTaken,
+                RestoreError::Interrupted => ExitCode::Interrupted,
+                RestoreError::Criu(error) => criu_code(error),
+                RestoreError::Image { .. } => ExitCode::StoreUnusable,
+                _ => ExitCode::Failure,
+            },
+            Self::Instance(_) | Self::Runtime(_) | Self::Output(_) => ExitCode::Failure,
+        }
+    }
+
+    /// What to try.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Command(error) => command_hint(error)?,
+            Self::Requirement(RequirementError::Capabilities(_)) => {
+                "run as root; in a container, add the capabilities (docker run --cap-add …). \
+                 `warmimg doctor` checks them all"
+                    .into()
+            }
+            Self::Requirement(RequirementError::PidNamespace) => {
+                "run on the host, or in a container with the host's pids (docker run --pid=host)"
+                    .into()
+            }
+            Self::Program(error) => program_hint(error),
+            Self::Store(error) => store_hint(error)?,
+            Self::Instance(error) => instance_hint(error)?,
+            Self::Capture(error) => capture_hint(error)?,
+            Self::Restore(RestoreError::PortTaken { .. }) => {
+                "stop that process; if it is an instance of warmimg, `warmimg ps` lists it and \
+                 `warmimg stop` ends it"
+                    .into()
+            }
+            Self::Restore(RestoreError::Criu(error)) => criu_hint(error)?,
+            Self::NothingNamed => "`warmimg ps` lists the instances".into(),
+            _ => return None,
+        })
+    }
+
+    /// Lines to show with the error: what the server or CRIU wrote.
+    pub fn details(&self) -> Option<(&'static str, &[String])> {
+        let criu = |error| match error {
+            &CriuError::Failed { ref lines, .. } => Some(("Last lines of CRIU's log", &lines[..])),
+            _ => None,
+        };
+        match self {
+            Self::Capture(CaptureError::ExitedEarly { output, .. }) => {
+                Some(("Last lines of its output", output))
+            }
+            Self::Capture(CaptureError::Timeout {
+                output, blocked_on, ..
+            }) => match blocked_on.is_empty() {
+                true => Some(("Last lines of its output", output)),
+                false => Some(("What it does now", blocked_on)),
+            },
+            Self::Capture(CaptureError::Criu(error)) | Self::Restore(RestoreError::Criu(error)) => {
+                criu(error)
+            }
+            _ => None,
+        }
+    }
+}
+
+fn program_code(_: &ProgramError) -> ExitCode {
+    ExitCode::NoCriu
+}
+
+fn criu_code(error: &CriuError) -> ExitCode {
+    if is_disk_full(error) {
+        ExitCode::DiskFull
+    } else {
+        ExitCode::CriuFailed
+    }
+}
+
+/// CRIU's protocol has no code for it; its log has the text of `ENOSPC`.
+fn is_disk_full(error: &CriuError) -> bool {
+    const TEXT: &str = "No space left on device";
+    match error {
+        CriuError::Failed { message, lines, .. } => {
+            message.contains(TEXT) || lines.iter().any(|line| line.contains(TEXT))
+        }
+        _ => false,
+    }
+}
+
+fn store_code(error: &StoreError) -> ExitCode {
+    match error {
+        StoreError::Unknown { .. } | StoreError::Empty(_) | StoreError::Ambiguous { .. } => {
+            ExitCode::UnknownImage
+        }
+        StoreError::BadName { .. } => ExitCode::Usage,
+        StoreError::Write { source, .. } | StoreError::Open { source, .. }
+            if source.kind() == io::ErrorKind::StorageFull =>
+        {
+            ExitCode::DiskFull
+        }
+        _ => ExitCode::StoreUnusable,
+    }
+}
+
+fn command_hint(error: &CommandError) -> Option<String> {
+    Some(match error {
+        CommandError::NotFound(_) => {
+            "check the spelling and PATH, or give the program's full path".into()
+        }
+        CommandError::NotExecutable(path) => {
+            format!(
+                "make it executable (chmod +x {}), or name its interpreter",
+                path.display()
+            )
+        }
+        CommandError::NoSuchUser(_) => "`getent passwd` lists the users".into(),
+        _ => return None,
+    })
+}
+
+fn program_hint(error: &ProgramError) -> String {
+    match error {
+        ProgramError::NotThere(_) => "correct --criu or WARMIMG_CRIU".into(),
+        _ => "`cargo xtask setup` installs a CRIU that works on this kernel; another one can be \
+              named with --criu or WARMIMG_CRIU"
+            .into(),
+    }
+}
+
+fn store_hint(error: &StoreError) -> Option<String> {
+    const SPACE: &str = "free some space, or choose another store with --store or WARMIMG_STORE";
+    Some(match error {
+        StoreError::Unknown { .. } | StoreError::Ambiguous { .. } => {
+            "`warmimg images` lists the images with their names and digests".into()
+        }
+        StoreError::Empty(_) => "make one with `warmimg capture -- COMMAND`".into(),
+        StoreError::BadName { .. } => {
+            "names are letters, digits, '.', '_' and '-', beginning with a letter or digit, at \
+             most 64 long"
+                .into()
+        }
+        StoreError::Write { source, .. } | StoreError::Open { source, .. }
+            if source.kind() == io::ErrorKind::StorageFull =>
+        {
+            SPACE.into()
+        }
+        StoreError::Open { .. } | StoreError::Write { .. } => {
+            "choose another store with --store or WARMIMG_STORE".into()
+        }
+        StoreError::Read { .. } | StoreError::BadManifest { .. } => {
+            "if it cannot be mended, remove the image and capture it again".into()
+        }
+        StoreError::OtherSchema { .. } => "capture it again with this version".into(),
+    })
+}
+
+fn instance_hint(error: &InstanceError) -> Option<String> {
+    Some(match error {
+        InstanceError::Unknown { running, .. } if running.is_empty() => {
+            "there is no instance; `warmimg restore -d` starts one".into()
+        }
+        InstanceError::Unknown { running, .. } => format!("there are: {}", running.join(", ")),
+        InstanceError::NoLog { .. } => "`warmimg restore -d` keeps a log".into(),
+        _ => return None,
+    })
+}
+
+fn capture_hint(error: &CaptureError) -> Option<String> {
+    Some(match error {
+        CaptureError::Program(error) => program_hint(error),
+        CaptureError::Store(error) => store_hint(error)?,
+        CaptureError::Criu(error) => criu_hint(error)?,
+        CaptureError::Exec { .. } => {
+            "it needs to be a program for this machine, or a script whose first line names its \
+             interpreter"
+                .into()
+        }
+        CaptureError::ExitedEarly { .. } => {
+            "start it without warmimg to see whether it runs; one that goes to the background \
+             must leave a process that listens"
+                .into()
+        }
+        CaptureError::Timeout { .. } => {
+            "give it longer with --timeout, or choose an earlier point with --at listen".into()
+        }
+        CaptureError::User(UserError::SeveralUsers { .. }) => {
+            "run the server under one user (--user, and a port from 1024 on), or give warmimg \
+             CAP_SYS_RESOURCE"
+                .into()
+        }
+        CaptureError::Freeze(FreezeError::SeveralRoots { .. }) => {
+            "start one server per capture, in the foreground".into()
+        }
+        CaptureError::Watch(WatchError::NoBtf(_)) => {
+            "a kernel built with CONFIG_DEBUG_INFO_BTF is needed".into()
+        }
+        CaptureError::Watch(_) | CaptureError::Spawn(SpawnError::Namespaces(_)) => {
+            "`warmimg doctor` tells what this host lacks".into()
+        }
+        _ => return None,
+    })
+}
+
+fn criu_hint(error: &CriuError) -> Option<String> {
+    match error {
+        error if is_disk_full(error) => {
+            Some("free some space, or choose another store with --store or WARMIMG_STORE".into())
+        }
+        CriuError::Failed { log, .. } => Some(format!(
+            "the whole log is {}; `warmimg doctor` tests CRIU on this host",
+            log.display()
+        )),
+        _ => None,
+    }
+}

@@ -1,0 +1,126 @@
+//! Facts about this host, read where they stand; what they mean is decided elsewhere.
+
+use std::{fs, io, time::Duration};
+
+use rustix::thread::CapabilitySet;
+use serde::{Deserialize, Serialize};
+
+/// The host that an image was captured on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// `uname -r`.
+    pub kernel: String,
+    /// `uname -m`.
+    pub architecture: String,
+    /// In bytes.
+    pub page_size: usize,
+    /// The `flags` of the first processor in /proc/cpuinfo.
+    pub cpu_features: Vec<String>,
+    /// Changes with every boot.
+    pub boot_id: String,
+}
+
+impl Host {
+    /// Reads the facts.
+    ///
+    /// # Errors
+    /// If /proc cannot be read.
+    pub fn read() -> io::Result<Self> {
+        let name = rustix::system::uname();
+        Ok(Self {
+            kernel: name.release().to_string_lossy().into_owned(),
+            architecture: name.machine().to_string_lossy().into_owned(),
+            page_size: rustix::param::page_size(),
+            cpu_features: cpu_features(&fs::read_to_string("/proc/cpuinfo")?),
+            boot_id: boot_id()?,
+        })
+    }
+}
+
+/// Identifies this boot.
+///
+/// # Errors
+/// If /proc cannot be read.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+/// `uname -r` as numbers: major and minor.
+pub fn kernel_version() -> (u32, u32) {
+    parse_version(&rustix::system::uname().release().to_string_lossy())
+}
+
+/// The first two numbers of a version.
+pub fn parse_version(text: &str) -> (u32, u32) {
+    let mut numbers = text
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn cpu_features(cpuinfo: &str) -> Vec<String> {
+    let line = cpuinfo.lines().find_map(|line| {
+        line.strip_prefix("flags")
+            .or_else(|| line.strip_prefix("Features"))
+    });
+    let words = line
+        .and_then(|line| line.split_once(':'))
+        .map_or("", |(_, words)| words);
+    words.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The effective capabilities of this process.
+pub fn capabilities() -> CapabilitySet {
+    rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective)
+}
+
+/// Whether this process is in the pid namespace of the machine itself, whose pids the kernel
+/// shows to eBPF programs.
+pub fn is_initial_pid_namespace() -> bool {
+    // `PROC_PID_INIT_INO` of include/linux/proc_ns.h.
+    const INITIAL: &str = "pid:[4026531836]";
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == INITIAL)
+}
+
+/// The monotonic and boot-time clocks, as the processes of this time namespace see them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    pub monotonic_ns: u64,
+    pub boottime_ns: u64,
+}
+
+impl Clocks {
+    pub fn now() -> Self {
+        use rustix::time::{ClockId, clock_gettime};
+        let ns = |clock| {
+            let time = clock_gettime(clock);
+            Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_nanos() as u64
+        };
+        Self {
+            monotonic_ns: ns(ClockId::Monotonic),
+            boottime_ns: ns(ClockId::Boottime),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert_eq!(parse_version("6.18.44-fc"), (6, 18));
+        assert_eq!(parse_version("5.10"), (5, 10));
+        assert_eq!(parse_version(""), (0, 0));
+    }
+
+    #[test]
+    fn cpu_features_are_the_words_of_the_flags_line() {
+        assert_eq!(
+            cpu_features("model : x\nflags\t\t: fpu sse2\n"),
+            ["fpu", "sse2"]
+        );
+    }
+}

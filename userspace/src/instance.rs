@@ -1,0 +1,407 @@
+//! Restored servers: a folder each under the store, locked as long as their init lives.
+//!
+//! ```text
+//! instances/ID/instance.json   what it is; there once it runs
+//! instances/ID/output.log      what the server wrote, if it is detached
+//! instances/ID/exit            its wait status, once it ended
+//! instances/ID/work/           CRIU's log and statistics
+//! ```
+//!
+//! The lock is on the folder and shared with init, so the kernel itself tells whether an
+//! instance runs: no pid is trusted that could have been used again.
+
+use std::{
+    fs, io,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{listener::Listener, spawn::EXIT_FILE, sys, tree::HostPid};
+
+const RECORD: &str = "instance.json";
+const OUTPUT: &str = "output.log";
+
+/// Why an instance cannot be found or managed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    #[error("cannot read {}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}", .path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("no instance is called {wanted:?}")]
+    Unknown {
+        wanted: String,
+        running: Vec<String>,
+    },
+    #[error("cannot signal {id} (init pid {init})")]
+    Signal {
+        id: String,
+        init: HostPid,
+        source: io::Error,
+    },
+    #[error("{id} (init pid {init}) did not end, even after SIGKILL")]
+    DoesNotEnd { id: String, init: HostPid },
+    #[error("{id} runs in the foreground: its output goes to the terminal it was started from")]
+    NoLog { id: String },
+}
+
+/// What is known of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub id: String,
+    /// The digest of its image.
+    pub image: String,
+    /// Milliseconds since the Unix epoch.
+    pub started_ms: u64,
+    /// Pid 1 of its namespace, as the host sees it.
+    pub init: HostPid,
+    pub detached: bool,
+    pub listeners: Vec<Listener>,
+}
+
+/// The folder of an instance being started; removed when dropped, unless kept.
+#[derive(Debug)]
+pub struct Folder {
+    id: String,
+    path: PathBuf,
+    lock: OwnedFd,
+    keep: bool,
+}
+
+impl Folder {
+    /// Makes a folder with the first free number behind `label`.
+    ///
+    /// # Errors
+    /// [`InstanceError::Write`].
+    pub fn create(parent: &Path, label: &str) -> Result<Self, InstanceError> {
+        let fail = write_error(parent);
+        let guard = fs::File::open(parent).map_err(&fail)?;
+        flock(&guard, FlockOperation::LockExclusive).map_err(|errno| fail(errno.into()))?;
+        sweep(parent);
+        let mut number = 1_u32;
+        let (id, path) = loop {
+            let id = format!("{label}-{number}");
+            let path = parent.join(&id);
+            match fs::DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => break (id, path),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => return Err(fail(error)),
+            }
+        };
+        let lock = OwnedFd::from(fs::File::open(&path).map_err(write_error(&path))?);
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|errno| write_error(&path)(errno.into()))?;
+        let folder = Self {
+            id,
+            path,
+            lock,
+            keep: false,
+        };
+        let work = folder.work();
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&work)
+            .map_err(write_error(&work))?;
+        Ok(folder)
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// The locked folder itself, to be held by init.
+    pub fn lock(&self) -> &OwnedFd {
+        &self.lock
+    }
+
+    /// Opens the log that the server of a detached instance writes to.
+    ///
+    /// # Errors
+    /// [`InstanceError::Write`].
+    pub fn open_log(&self) -> Result<fs::File, InstanceError> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = self.path.join(OUTPUT);
+        let mut options = fs::OpenOptions::new();
+        options
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(write_error(&path))
+    }
+
+    /// Makes the instance known.
+    ///
+    /// # Errors
+    /// [`InstanceError::Write`].
+    pub fn publish(&self, record: &Record) -> Result<(), InstanceError> {
+        let path = self.path.join(RECORD);
+        let bytes = serde_json::to_vec(record).unwrap_or_default();
+        let aside = self.path.join(".instance.json");
+        fs::write(&aside, bytes)
+            .and_then(|()| fs::rename(&aside, &path))
+            .map_err(write_error(&path))
+    }
+
+    /// Leaves the folder to init and to those who stop the instance.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Removes what killed supervisors left: folders that nobody holds and that are not the remains
+/// of a detached instance, which are kept for their log.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_remains = read_record(&path).is_some_and(|record| record.detached);
+        if !is_remains && crate::store::is_free(&path) {
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
+fn read_record(folder: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(folder.join(RECORD)).ok()?).ok()
+}
+
+/// An instance found in the store.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    pub record: Record,
+    pub state: State,
+    folder: PathBuf,
+}
+
+/// Whether an instance runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Running,
+    /// With its wait status; none if it was killed with its init.
+    Ended {
+        status: Option<i32>,
+    },
+}
+
+/// All instances, by their names.
+pub fn list(parent: &Path) -> Vec<Instance> {
+    let mut found: Vec<Instance> = fs::read_dir(parent)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let folder = entry.path();
+            let record = read_record(&folder)?;
+            let state = match crate::store::is_free(&folder) {
+                false => State::Running,
+                true => State::Ended {
+                    status: fs::read_to_string(folder.join(EXIT_FILE))
+                        .ok()
+                        .and_then(|text| text.trim().parse().ok()),
+                },
+            };
+            Some(Instance {
+                record,
+                state,
+                folder,
+            })
+        })
+        .collect();
+    found.sort_by(|a, b| a.record.id.cmp(&b.record.id));
+    found
+}
+
+/// Finds an instance by its name.
+///
+/// # Errors
+/// [`InstanceError::Unknown`].
+pub fn find(parent: &Path, wanted: &str) -> Result<Instance, InstanceError> {
+    let all = list(parent);
+    let names = all
+        .iter()
+        .map(|instance| instance.record.id.clone())
+        .collect();
+    all.into_iter()
+        .find(|instance| instance.record.id == wanted)
+        .ok_or_else(|| InstanceError::Unknown {
+            wanted: wanted.to_owned(),
+            running: names,
+        })
+}
+
+impl Instance {
+    /// The log of a detached instance.
+    ///
+    /// # Errors
+    /// [`InstanceError::NoLog`] for one in the foreground, or [`InstanceError::Read`].
+    pub fn log(&self) -> Result<fs::File, InstanceError> {
+        if !self.record.detached {
+            return Err(InstanceError::NoLog {
+                id: self.record.id.clone(),
+            });
+        }
+        let path = self.folder.join(OUTPUT);
+        fs::File::open(&path).map_err(|source| InstanceError::Read { path, source })
+    }
+
+    /// Whether it still runs, looked up anew.
+    pub fn is_running(&self) -> bool {
+        !crate::store::is_free(&self.folder)
+    }
+
+    /// Asks the server to end (SIGTERM), kills it if it does not within `grace`, and removes
+    /// what is left of a detached instance. Returns whether it had to be killed.
+    ///
+    /// # Errors
+    /// [`InstanceError::Signal`], [`InstanceError::DoesNotEnd`] or [`InstanceError::Write`].
+    pub async fn stop(&self, grace: Duration) -> Result<bool, InstanceError> {
+        let killed = match self.state {
+            State::Running => self.end(grace).await?,
+            State::Ended { .. } => false,
+        };
+        match fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(write_error(&self.folder)(error))
+            }
+            // The supervisor of a foreground instance removes it as well.
+            _ => Ok(killed),
+        }
+    }
+
+    async fn end(&self, grace: Duration) -> Result<bool, InstanceError> {
+        /// How long the kernel may take to end a killed namespace.
+        const KILL_LIMIT: Duration = Duration::from_secs(10);
+        let Record { id, init, .. } = &self.record;
+        let fail = |errno: rustix::io::Errno| InstanceError::Signal {
+            id: id.clone(),
+            init: *init,
+            source: errno.into(),
+        };
+        let Some(pid) = rustix::process::Pid::from_raw(init.0) else {
+            return Ok(false);
+        };
+        let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Err(rustix::io::Errno::SRCH) => return Ok(false),
+            other => other.map_err(fail)?,
+        };
+        // Opened, then checked: if the lock is still held, the pid was init's at that time.
+        if !self.is_running() {
+            return Ok(false);
+        }
+        let ended = sys::readable(pidfd).map_err(|source| InstanceError::Signal {
+            id: id.clone(),
+            init: *init,
+            source,
+        })?;
+        pidfd_send_signal(ended.get_ref(), Signal::TERM).map_err(fail)?;
+        if tokio::time::timeout(grace, ended.readable()).await.is_ok() {
+            return Ok(false);
+        }
+        pidfd_send_signal(ended.get_ref(), Signal::KILL).map_err(fail)?;
+        tokio::time::timeout(KILL_LIMIT, ended.readable())
+            .await
+            .map(|_| true)
+            .map_err(|_| InstanceError::DoesNotEnd {
+                id: id.clone(),
+                init: *init,
+            })
+    }
+}
+
+fn write_error(path: &Path) -> impl Fn(io::Error) -> InstanceError {
+    move |source| InstanceError::Write {
+        path: path.to_path_buf(),
+        source,
+    }
+}
+
+/// The exit code that a shell gives for a wait status: 128 and the signal if one killed it.
+pub fn exit_code(status: i32) -> u8 {
+    match (libc::WIFEXITED(status), libc::WIFSIGNALED(status)) {
+        (true, _) => libc::WEXITSTATUS(status) as u8,
+        (_, true) => 128 + libc::WTERMSIG(status) as u8,
+        _ => 255,
+    }
+}
+
+/// A wait status in words.
+pub fn describe_status(status: i32) -> String {
+    if libc::WIFSIGNALED(status) {
+        let signal = nix::sys::signal::Signal::try_from(libc::WTERMSIG(status));
+        return match signal {
+            Ok(signal) => format!("killed by {signal}"),
+            Err(_) => format!("killed by signal {}", libc::WTERMSIG(status)),
+        };
+    }
+    format!("exit status {}", libc::WEXITSTATUS(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_read_as_a_shell_shows_them() {
+        assert_eq!((exit_code(3 << 8), exit_code(15)), (3, 143));
+        assert_eq!(describe_status(3 << 8), "exit status 3");
+        assert_eq!(describe_status(9), "killed by SIGKILL");
+    }
+
+    #[test]
+    fn folders_are_numbered_and_removed_with_their_guard() {
+        let parent = tempfile::tempdir().unwrap();
+        let first = Folder::create(parent.path(), "web").unwrap();
+        let second = Folder::create(parent.path(), "web").unwrap();
+        assert_eq!((first.id(), second.id()), ("web-1", "web-2"));
+        drop(first);
+        let again = Folder::create(parent.path(), "web").unwrap();
+        assert_eq!(again.id(), "web-1");
+    }
+
+    #[test]
+    fn an_instance_runs_as_long_as_its_lock_is_held() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = Folder::create(parent.path(), "web").unwrap();
+        folder
+            .publish(&Record {
+                id: "web-1".into(),
+                image: "0".into(),
+                started_ms: 0,
+                init: HostPid(1),
+                detached: true,
+                listeners: vec![],
+            })
+            .unwrap();
+        assert_eq!(find(parent.path(), "web-1").unwrap().state, State::Running);
+        fs::write(folder.path.join(EXIT_FILE), "256\n").unwrap();
+        folder.keep();
+        // The remains of a detached instance stay for their log.
+        let other = Folder::create(parent.path(), "web").unwrap();
+        assert_eq!(other.id(), "web-2");
+        let ended = find(parent.path(), "web-1").unwrap();
+        assert_eq!(ended.state, State::Ended { status: Some(256) });
+        assert!(matches!(
+            find(parent.path(), "db"),
+            Err(InstanceError::Unknown { .. })
+        ));
+    }
+}

@@ -1,0 +1,35 @@
+//! warmimg makes a slow-starting server start as if it had never stopped.
+//!
+//! The modules stand in the order of the flow:
+//!
+//! ```text
+//! spawn → watch (eBPF) → freeze → dump (criu) → edit → store → restore → instance
+//! ```
+//!
+//! The stages do not call one another; [`capture`](mod@capture) and [`restore`](mod@restore)
+//! compose them, and [`commands`] makes programs of those. See ARCHITECTURE.md.
+
+pub mod cli;
+pub mod commands;
+
+pub mod capture;
+pub mod restore;
+
+pub mod criu;
+pub mod edit;
+pub mod freeze;
+pub mod instance;
+pub mod spawn;
+pub mod store;
+pub mod watch;
+
+pub mod doctor;
+pub mod error;
+pub mod report;
+pub mod requirements;
+
+pub mod host;
+pub mod listener;
+pub mod output;
+mod sys;
+pub mod tree;

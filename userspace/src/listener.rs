@@ -1,0 +1,104 @@
+//! Listening sockets: what they are called, and those of this host.
+
+use std::{fmt, fs, net::SocketAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Where a server takes connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Listener {
+    Tcp { address: SocketAddr },
+    Unix { path: PathBuf },
+}
+
+impl Listener {
+    /// Whether both cannot listen at the same time: the same path, or the same port with an
+    /// address in common.
+    pub fn clashes_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp { address: a }, Self::Tcp { address: b }) => {
+                a.port() == b.port()
+                    && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+            }
+            (a, b) => a == b,
+        }
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { address } => write!(f, "tcp:{address}"),
+            Self::Unix { path } => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Every listening socket of the network namespace, with its inode.
+pub fn all() -> Vec<(u64, Listener)> {
+    let tcp = procfs::net::tcp().unwrap_or_default();
+    let tcp6 = procfs::net::tcp6().unwrap_or_default();
+    let mut found: Vec<_> = tcp
+        .into_iter()
+        .chain(tcp6)
+        .filter(|entry| entry.state == procfs::net::TcpState::Listen)
+        .map(|entry| {
+            (
+                entry.inode,
+                Listener::Tcp {
+                    address: entry.local_address,
+                },
+            )
+        })
+        .collect();
+    found.extend(parse_unix(
+        &fs::read_to_string("/proc/net/unix").unwrap_or_default(),
+    ));
+    found
+}
+
+/// The listening sockets in the text of `/proc/net/unix`; see proc_net(5).
+fn parse_unix(text: &str) -> Vec<(u64, Listener)> {
+    // `__SO_ACCEPTCON` of include/linux/net.h: the socket listens.
+    const ACCEPTING: u32 = 0x1_0000;
+    text.lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let flags = u32::from_str_radix(words.nth(3)?, 16).ok()?;
+            let inode = words.nth(2)?.parse().ok()?;
+            let path = words.next()?;
+            (flags & ACCEPTING != 0).then(|| (inode, Listener::Unix { path: path.into() }))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(text: &str) -> Listener {
+        Listener::Tcp {
+            address: text.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_wildcard_address_clashes_with_every_address_of_its_port() {
+        assert!(tcp("0.0.0.0:80").clashes_with(&tcp("127.0.0.1:80")));
+        assert!(tcp("[::]:80").clashes_with(&tcp("127.0.0.1:80")));
+        assert!(!tcp("127.0.0.2:80").clashes_with(&tcp("127.0.0.1:80")));
+        assert!(!tcp("0.0.0.0:81").clashes_with(&tcp("0.0.0.0:80")));
+    }
+
+    #[test]
+    fn only_listening_unix_sockets_are_found() {
+        let text = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 4711 /run/a.sock\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03 4712 /run/a.sock\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 4713\n";
+        let path = PathBuf::from("/run/a.sock");
+        assert_eq!(parse_unix(text), [(4711, Listener::Unix { path })]);
+    }
+}

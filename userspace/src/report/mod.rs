@@ -1,0 +1,446 @@
+//! Prints: the only module that does. Results go to standard output, the rest to standard error.
+
+mod progress;
+mod units;
+
+use std::io::{self, Write as _};
+
+use comfy_table::Table;
+use serde_json::{Value, json};
+
+pub use self::progress::ProgressLine;
+use self::units::{Age, Bytes, Milliseconds};
+use crate::{
+    doctor::{Finding, Severity},
+    error::Error,
+    instance::{Instance, State, describe_status},
+    listener::Listener,
+    restore::Restored,
+    store::{Image, Manifest},
+};
+
+/// The version of what `--json` prints. Raised when a reader of the older one would go wrong.
+const SCHEMA: u32 = 1;
+
+/// Prints results for people or as JSON Lines.
+pub struct Report {
+    json: bool,
+}
+
+impl Report {
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Shows where a capture is, on a terminal.
+    pub fn progress(&self) -> ProgressLine {
+        ProgressLine::new()
+    }
+
+    /// # Errors
+    /// [`Error::Output`], as all that follow.
+    pub fn captured(&self, image: &Image) -> Result<(), Error> {
+        if self.json {
+            return self.line("capture", image_json(image));
+        }
+        let Manifest {
+            capture,
+            listeners,
+            processes,
+            memory_bytes,
+            ..
+        } = &image.manifest;
+        let threads: u64 = processes.iter().map(|process| process.threads).sum();
+        let reached = capture
+            .time_line
+            .last()
+            .map_or("", |moment| moment.event.as_str());
+        let mut out = Lines::default();
+        out.add(&format!(
+            "Captured {} at {}.",
+            image.manifest.command.words.join(" "),
+            capture.point
+        ));
+        out.add("");
+        out.row(
+            "start-up",
+            &format!("{} to: {reached}", Milliseconds(capture.start_up_us)),
+        );
+        out.row("freeze", &Milliseconds(capture.freeze_us).to_string());
+        out.row("dump", &Milliseconds(capture.dump_us).to_string());
+        out.row(
+            "processes",
+            &format!("{}, {}", processes.len(), plural(threads, "thread")),
+        );
+        out.row("listeners", &list(listeners));
+        out.row(
+            "image",
+            &format!(
+                "{} ({} of memory)",
+                Bytes(image.manifest.image_bytes()),
+                Bytes(*memory_bytes)
+            ),
+        );
+        out.row("name", image.label());
+        out.row("digest", image.digest.short());
+        if capture.dropped_events > 0 {
+            out.row(
+                "lost",
+                &format!(
+                    "{} that found no room",
+                    plural(capture.dropped_events, "event")
+                ),
+            );
+        }
+        out.add("");
+        out.add(&format!(
+            "Restore it with: warmimg restore {}",
+            image.label()
+        ));
+        out.print()
+    }
+
+    pub fn restored(&self, restored: &Restored) -> Result<(), Error> {
+        let (record, timings) = (&restored.record, &restored.timings);
+        if self.json {
+            return self.line(
+                "restore",
+                json!({
+                    "instance": record.id,
+                    "image": record.image,
+                    "init": record.init,
+                    "detached": record.detached,
+                    "listeners": record.listeners,
+                    "total_us": timings.total.as_micros() as u64,
+                    "namespaces_us": timings.namespaces.as_micros() as u64,
+                    "criu_us": timings.criu.as_micros() as u64,
+                    "criu_restore_us": timings.criu_restore.map(|time| time.as_micros() as u64),
+                }),
+            );
+        }
+        let text = format!(
+            "Restored {} in {}: {}",
+            record.id,
+            Milliseconds(timings.total.as_micros() as u64),
+            list(&record.listeners),
+        );
+        if !record.detached {
+            // Standard output is the server's.
+            eprintln!("{text}");
+            return Ok(());
+        }
+        let mut out = Lines::default();
+        out.add(&text);
+        out.print()
+    }
+
+    pub fn instances(&self, instances: &[Instance]) -> Result<(), Error> {
+        if self.json {
+            for instance in instances {
+                let (state, status) = match instance.state {
+                    State::Running => ("running", None),
+                    State::Ended { status } => ("ended", status),
+                };
+                let mut object = json!(instance.record);
+                object["state"] = state.into();
+                object["wait_status"] = status.into();
+                self.line("instance", object)?;
+            }
+            return Ok(());
+        }
+        let mut rows =
+            vec![["INSTANCE", "IMAGE", "STATE", "STARTED", "INIT", "LISTENERS"].map(str::to_owned)];
+        for Instance { record, state, .. } in instances {
+            rows.push([
+                record.id.clone(),
+                record.image.chars().take(12).collect(),
+                match state {
+                    State::Running if record.detached => "running".to_owned(),
+                    State::Running => "running, in the foreground".to_owned(),
+                    State::Ended { status: None } => "ended: killed".to_owned(),
+                    State::Ended {
+                        status: Some(status),
+                    } => {
+                        format!("ended: {}", describe_status(*status))
+                    }
+                },
+                Age::since(record.started_ms).to_string(),
+                record.init.to_string(),
+                list(&record.listeners),
+            ]);
+        }
+        table(rows)
+    }
+
+    pub fn stopped(&self, instance: &Instance, killed: bool) -> Result<(), Error> {
+        let id = &instance.record.id;
+        if self.json {
+            return self.line("stop", json!({ "instance": id, "killed": killed }));
+        }
+        let mut out = Lines::default();
+        out.add(&match (instance.state, killed) {
+            (State::Ended { .. }, _) => format!("Removed {id}, which had ended"),
+            (_, false) => format!("Stopped {id}"),
+            (_, true) => format!("Killed {id}, which did not stop in time"),
+        });
+        out.print()
+    }
+
+    pub fn images(&self, images: &[Image]) -> Result<(), Error> {
+        if self.json {
+            return images
+                .iter()
+                .try_for_each(|image| self.line("image", image_json(image)));
+        }
+        let mut rows =
+            vec![["NAME", "DIGEST", "CREATED", "SIZE", "POINT", "COMMAND"].map(str::to_owned)];
+        for image in images {
+            rows.push([
+                if image.names.is_empty() {
+                    "-".to_owned()
+                } else {
+                    image.names.join(", ")
+                },
+                image.digest.short().to_owned(),
+                Age::since(image.manifest.created_ms).to_string(),
+                Bytes(image.manifest.image_bytes()).to_string(),
+                image.manifest.capture.point.to_string(),
+                image.manifest.command.words.join(" "),
+            ]);
+        }
+        table(rows)
+    }
+
+    pub fn inspected(&self, image: &Image) -> Result<(), Error> {
+        if self.json {
+            return self.line("image", image_json(image));
+        }
+        let manifest = &image.manifest;
+        let mut out = Lines::default();
+        out.add(&format!("Image {}", image.digest));
+        out.add("");
+        out.row("names", &image.names.join(", "));
+        out.row("created", &Age::since(manifest.created_ms).to_string());
+        out.row("command", &manifest.command.words.join(" "));
+        out.row(
+            "folder",
+            &manifest.command.working_directory.display().to_string(),
+        );
+        if let Some(user) = &manifest.command.user {
+            out.row("user", user);
+        }
+        out.row("point", &manifest.capture.point.to_string());
+        out.row("listeners", &list(&manifest.listeners));
+        out.row(
+            "size",
+            &format!(
+                "{} in {} files",
+                Bytes(manifest.image_bytes()),
+                manifest.files.len()
+            ),
+        );
+        out.row("memory", &Bytes(manifest.memory_bytes).to_string());
+        out.row(
+            "captured on",
+            &format!(
+                "Linux {} {}",
+                manifest.host.kernel, manifest.host.architecture
+            ),
+        );
+        out.row("CRIU", &manifest.criu.version.to_string());
+        out.row(
+            "depends on",
+            &format!("{} files", manifest.dependencies.len()),
+        );
+        out.add("");
+        out.add("Time line, in milliseconds since the exec of the command:");
+        for moment in &manifest.capture.time_line {
+            let pid = moment
+                .pid
+                .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            out.add(&format!(
+                "  {:>9.1}  {pid:>5}  {}",
+                moment.at_us as f64 / 1000.0,
+                moment.event
+            ));
+        }
+        out.add("");
+        out.add("Processes:");
+        for process in &manifest.processes {
+            out.add(&format!(
+                "  {:>5}  {} ({}, uid {}, {} resident)",
+                process.pid.to_string(),
+                process.name,
+                plural(process.threads, "thread"),
+                process.uid,
+                Bytes(process.resident_bytes),
+            ));
+        }
+        out.print()
+    }
+
+    pub fn removed(&self, image: &Image) -> Result<(), Error> {
+        if self.json {
+            let object = json!({ "digest": image.digest.as_str(), "names": image.names });
+            return self.line("rm", object);
+        }
+        let mut out = Lines::default();
+        out.add(&format!(
+            "Removed {} ({})",
+            image.label(),
+            image.digest.short()
+        ));
+        out.print()
+    }
+
+    pub fn findings(&self, findings: &[Finding]) -> Result<(), Error> {
+        if self.json {
+            return findings
+                .iter()
+                .try_for_each(|finding| self.line("finding", json!(finding)));
+        }
+        let mut out = Lines::default();
+        for finding in findings {
+            let mark = match finding.severity {
+                Severity::Good => "ok",
+                Severity::Limited => "limited",
+                Severity::Broken => "BROKEN",
+            };
+            let indented = finding
+                .found
+                .replace('\n', "\n                             ");
+            out.add(&format!("{mark:<8} {:<18}  {indented}", finding.check));
+            for (label, text) in [("so:", &finding.meaning), ("fix:", &finding.fix)] {
+                if let Some(text) = text {
+                    out.add(&format!("{:<29}{label:<5}{text}", ""));
+                }
+            }
+        }
+        out.add("");
+        let is_broken = |finding: &Finding| finding.severity == Severity::Broken;
+        out.add(match findings.iter().any(is_broken) {
+            true => "Capture and restore will not work here until this is fixed.",
+            false => "Capture and restore work here.",
+        });
+        out.print()
+    }
+
+    /// Prints an error: what failed, its causes, what the server or CRIU said, what to try.
+    pub fn error(&self, error: &Error) {
+        let mut causes = Vec::new();
+        let mut next = std::error::Error::source(error);
+        while let Some(cause) = next {
+            causes.push(cause.to_string());
+            next = cause.source();
+        }
+        if self.json {
+            let (hint, details) = (error.hint(), error.details().map(|(_, lines)| lines));
+            let object = json!({
+                "message": error.to_string(),
+                "causes": causes,
+                "details": details,
+                "hint": hint,
+                "exit_code": error.exit_code() as u8,
+            });
+            eprintln!("{}", typed("error", object));
+            return;
+        }
+        eprintln!("Error: {error}");
+        if !causes.is_empty() {
+            eprintln!("Caused by:");
+            causes.iter().for_each(|cause| eprintln!("    {cause}"));
+        }
+        if let Some((title, lines)) = error.details()
+            && !lines.is_empty()
+        {
+            eprintln!("{title}:");
+            lines.iter().for_each(|line| eprintln!("    {line}"));
+        }
+        if let Some(hint) = error.hint() {
+            eprintln!("Hint: {hint}");
+        }
+    }
+
+    fn line(&self, kind: &str, object: Value) -> Result<(), Error> {
+        let mut out = Lines::default();
+        out.add(&typed(kind, object).to_string());
+        out.print()
+    }
+}
+
+/// An object with its `type` and `schema`.
+fn typed(kind: &str, mut object: Value) -> Value {
+    object["type"] = kind.into();
+    object["schema"] = SCHEMA.into();
+    object
+}
+
+fn image_json(image: &Image) -> Value {
+    json!({
+        "digest": image.digest.as_str(),
+        "names": image.names,
+        "image_bytes": image.manifest.image_bytes(),
+        "manifest": image.manifest,
+    })
+}
+
+fn list(listeners: &[Listener]) -> String {
+    match listeners {
+        [] => "none".to_owned(),
+        _ => listeners
+            .iter()
+            .map(Listener::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+fn plural(count: u64, noun: &str) -> String {
+    if count == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{count} {noun}s")
+    }
+}
+
+/// Text to print at once.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, line: &str) {
+        self.0.push_str(line.trim_end());
+        self.0.push('\n');
+    }
+
+    fn row(&mut self, label: &str, value: &str) {
+        self.add(&format!("  {label:<12}  {value}"));
+    }
+
+    fn print(&self) -> Result<(), Error> {
+        let mut stdout = io::stdout().lock();
+        match stdout
+            .write_all(self.0.as_bytes())
+            .and_then(|()| stdout.flush())
+        {
+            // As with any filter: whoever closed the pipe has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(Error::Output),
+        }
+    }
+}
+
+/// Prints rows in columns, the first row being the headings.
+fn table<const N: usize>(rows: Vec<[String; N]>) -> Result<(), Error> {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let mut out = Lines::default();
+    table.lines().for_each(|line| out.add(&line));
+    out.print()
+}

@@ -1,0 +1,41 @@
+//! One line on a terminal that tells where a capture is; nothing elsewhere.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::capture::Progress;
+
+/// The line. It is drawn when there is something new only, since a thread that redraws it would
+/// be a second thread at the time of the fork.
+pub struct ProgressLine(ProgressBar);
+
+impl ProgressLine {
+    pub(super) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{elapsed:>4}  {wide_msg}") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    pub fn show(&self, progress: &Progress) {
+        tracing::info!(?progress);
+        self.0.set_message(match progress {
+            Progress::Attaching => "attaching the probe".to_owned(),
+            Progress::StartingUp { after, event } => {
+                format!(
+                    "starting up: {event} after {:.1} ms",
+                    after.as_secs_f64() * 1000.0
+                )
+            }
+            Progress::Freezing => "freezing".to_owned(),
+            Progress::Dumping { processes: 1 } => "dumping 1 process".to_owned(),
+            Progress::Dumping { processes } => format!("dumping {processes} processes"),
+            Progress::Storing => "storing the image".to_owned(),
+        });
+        self.0.tick();
+    }
+
+    pub fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,247 @@
+//! From an image to a running server: fresh namespaces, clocks that go on where they stopped,
+//! CRIU, and then a supervisor like any other.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    capture::keep_log,
+    criu::{self, CriuError, Program, RestoreRequest, kerndat::Kerndat},
+    edit,
+    host::Clocks,
+    instance::{Folder, InstanceError, Record},
+    listener::Listener,
+    output::Output,
+    spawn::{ClockOffsets, Descriptors, Plan, STDERR, STDOUT, Sandbox, SpawnError},
+    store::{Image, Store, now_ms},
+    tree,
+};
+
+/// How long CRIU may take to restore.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Why an image was not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    #[error(transparent)]
+    Criu(#[from] CriuError),
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    #[error("cannot make pipes for the server's output")]
+    Output(#[source] io::Error),
+    #[error("cannot open the image's folder {}", .path.display())]
+    Image {
+        path: std::path::PathBuf,
+        source: io::Error,
+    },
+    #[error("cannot use the cache of CRIU's kernel data")]
+    Kerndat(#[source] io::Error),
+    #[error("{listener} is taken by {holder}")]
+    PortTaken { listener: Listener, holder: String },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Where the time of a restore went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// Making the namespaces, with init in them.
+    pub namespaces: Duration,
+    /// CRIU, from its start to its exit.
+    pub criu: Duration,
+    /// Of that, what CRIU itself counts as the restore.
+    pub criu_restore: Option<Duration>,
+    pub total: Duration,
+}
+
+/// A restored server under supervision. It ends when this is dropped.
+pub struct Restored {
+    pub sandbox: Sandbox,
+    pub record: Record,
+    pub timings: Timings,
+    /// What the server writes; none if it is detached and writes to its log.
+    pub output: Option<Output>,
+    folder: Folder,
+}
+
+impl Restored {
+    /// Lets the server live on by itself.
+    ///
+    /// # Errors
+    /// [`RestoreError::Spawn`].
+    pub async fn detach(self) -> Result<(), RestoreError> {
+        self.sandbox.detach().await?;
+        self.folder.keep();
+        Ok(())
+    }
+}
+
+/// Restores an image. It is ready for connections when this returns.
+///
+/// # Errors
+/// See [`RestoreError`]. Nothing is left behind then.
+pub async fn restore(
+    store: &Store,
+    criu: &Program,
+    image: &Image,
+    detached: bool,
+) -> Result<Restored, RestoreError> {
+    let begun = Instant::now();
+    let manifest = &image.manifest;
+    refuse_live_paths(&manifest.listeners)?;
+    let folder = Folder::create(&store.instances(), image.label())?;
+    let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(RestoreError::Kerndat)?;
+    let plan = Plan {
+        command: None,
+        criu: criu.c_path(),
+        kerndat: kerndat.folder().to_path_buf(),
+        kerndat_is_new: !kerndat.is_filled(),
+    };
+    let open = |path: std::path::PathBuf| {
+        fs::File::open(&path).map_err(|source| RestoreError::Image { path, source })
+    };
+    let (images, work) = (open(image.criu_folder())?, open(folder.work())?);
+    let (output, [stdout, stderr]) = outputs(&folder, detached)?;
+    let descriptors = Descriptors {
+        images: images.as_fd(),
+        work: work.as_fd(),
+        stdout: stdout.as_fd(),
+        stderr: stderr.as_fd(),
+        instance: folder.lock().as_fd(),
+    };
+    let clocks = continue_clocks(manifest.clocks, Clocks::now());
+    let mut sandbox = Sandbox::create(&plan, &descriptors, Some(clocks)).await?;
+    drop((stdout, stderr));
+    let namespaces = begun.elapsed();
+
+    let request = RestoreRequest {
+        inherited: vec![
+            (manifest.stdout.clone(), STDOUT),
+            (manifest.stderr.clone(), STDERR),
+        ],
+        limit: LIMIT,
+    };
+    let before_criu = Instant::now();
+    let root = criu::restore(&mut sandbox, manifest.criu.user, &request, &folder.work())
+        .await
+        .map_err(|error| explain(store, manifest.listeners.iter(), error))?;
+    sandbox.set_main(root).await?;
+    let timings = Timings {
+        namespaces,
+        criu: before_criu.elapsed(),
+        criu_restore: edit::restore_time_us(&folder.work()).map(Duration::from_micros),
+        total: begun.elapsed(),
+    };
+    if !kerndat.is_filled() {
+        // Only a cache: without it the next restore is slower, and tries again.
+        let _ = kerndat.fill_from(sandbox.init());
+    }
+    let record = Record {
+        id: folder.id().to_owned(),
+        image: image.digest.to_string(),
+        started_ms: now_ms(),
+        init: sandbox.init(),
+        detached,
+        listeners: manifest.listeners.clone(),
+    };
+    folder.publish(&record)?;
+    Ok(Restored {
+        sandbox,
+        record,
+        timings,
+        output,
+        folder,
+    })
+}
+
+/// The offsets with which clocks that show `now` go on from `captured`.
+fn continue_clocks(captured: Clocks, now: Clocks) -> ClockOffsets {
+    let offset = |captured: u64, now: u64| captured as i64 - now as i64;
+    ClockOffsets {
+        monotonic_ns: offset(captured.monotonic_ns, now.monotonic_ns),
+        boottime_ns: offset(captured.boottime_ns, now.boottime_ns),
+    }
+}
+
+/// CRIU removes a socket's path before it binds to it, even if another server listens there.
+fn refuse_live_paths(listeners: &[Listener]) -> Result<(), RestoreError> {
+    for listener in listeners {
+        if matches!(listener, Listener::Unix { .. })
+            && let Some(holder) = tree::holder(listener)
+        {
+            return Err(RestoreError::PortTaken {
+                listener: listener.clone(),
+                holder,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Finds out whether CRIU failed because an address is taken, and by whom. Looked up only then:
+/// a restore that works does not pay for it.
+fn explain<'a>(
+    store: &Store,
+    mut listeners: impl Iterator<Item = &'a Listener>,
+    error: CriuError,
+) -> RestoreError {
+    let is_about_sockets = match &error {
+        CriuError::Failed { lines, .. } => lines
+            .iter()
+            .any(|line| line.contains("bind") || line.contains("listen")),
+        _ => false,
+    };
+    let taken = || listeners.find_map(|listener| Some((listener, tree::holder(listener)?)));
+    match is_about_sockets.then(taken).flatten() {
+        Some((listener, holder)) => RestoreError::PortTaken {
+            listener: listener.clone(),
+            holder,
+        },
+        None => RestoreError::Criu(keep_log(store, error)),
+    }
+}
+
+/// Where the server writes to: pipes of ours, or the log of a detached instance.
+fn outputs(
+    folder: &Folder,
+    detached: bool,
+) -> Result<(Option<Output>, [OwnedFd; 2]), RestoreError> {
+    if detached {
+        let log = folder.open_log()?;
+        let again = log.try_clone().map_err(RestoreError::Output)?;
+        return Ok((None, [log.into(), again.into()]));
+    }
+    let (output, writers) = Output::new(true).map_err(RestoreError::Output)?;
+    Ok((Some(output), writers.map(OwnedFd::from)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_go_on_from_the_captured_value_before_and_after_a_reboot() {
+        let captured = Clocks {
+            monotonic_ns: 5_000,
+            boottime_ns: 6_000,
+        };
+        let later = Clocks {
+            monotonic_ns: 9_000,
+            boottime_ns: 9_500,
+        };
+        let rebooted = Clocks {
+            monotonic_ns: 100,
+            boottime_ns: 100,
+        };
+        for now in [later, rebooted] {
+            let offsets = continue_clocks(captured, now);
+            assert_eq!(now.monotonic_ns as i64 + offsets.monotonic_ns, 5_000);
+            assert_eq!(now.boottime_ns as i64 + offsets.boottime_ns, 6_000);
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! Pid 1 of every capture and every instance: a fork of the supervisor, in namespaces of its own.
+//!
+//! It reaps what is orphaned, starts the command and CRIU as its children (CRIU makes the
+//! restored root a sibling of itself, so init is the parent of that too), forwards signals, and
+//! reports the exit status. It ends when its main process ends, and the kernel then ends
+//! everything left in the namespace.
+//!
+//! Invariant: single-threaded, and never returns into the supervisor's code.
+
+use std::{
+    ffi::CString,
+    fs,
+    io::{self, Write as _},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    path::PathBuf,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{Gid, Pid, Uid},
+};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    thread::CapabilitySet,
+};
+
+use super::{
+    command::Command,
+    protocol::{Notice, Order, Step, receive_order, send_notice},
+};
+use crate::sys;
+
+/// Where init keeps its descriptors; CRIU finds the folders as `/proc/1/fd/N`.
+pub const CONTROL: RawFd = 3;
+/// The folder of CRIU's images.
+pub const IMAGES: RawFd = 4;
+/// The folder for CRIU's log and statistics.
+pub const WORK: RawFd = 5;
+/// What becomes the standard output of the server.
+pub const STDOUT: RawFd = 6;
+/// What becomes the standard error of the server.
+pub const STDERR: RawFd = 7;
+/// The folder of the instance, whose lock is held by keeping this open.
+pub const INSTANCE: RawFd = 8;
+/// CRIU's end of its socket, in CRIU.
+const CRIU_SOCKET: RawFd = 9;
+
+/// The pid of the command in its namespace: high enough that init, CRIU and CRIU's helpers do
+/// not need it when the tree is restored.
+pub const FIRST_PID: i32 = 300;
+
+/// The name of the file in the instance's folder that receives the wait status.
+pub const EXIT_FILE: &str = "exit";
+
+/// The capabilities of CRIU when it runs under the uid of the tree: those its documentation
+/// names for `--unprivileged`, and CAP_DAC_OVERRIDE to write to the store, which is root's.
+const AMBIENT: [CapabilitySet; 7] = [
+    CapabilitySet::CHECKPOINT_RESTORE,
+    CapabilitySet::SYS_PTRACE,
+    CapabilitySet::SETPCAP,
+    CapabilitySet::NET_ADMIN,
+    CapabilitySet::SYS_ADMIN,
+    CapabilitySet::SYS_CHROOT,
+    CapabilitySet::DAC_OVERRIDE,
+];
+
+/// All that init needs to know; it gets it by being forked.
+pub struct Plan {
+    /// The command to start; none when an image is restored.
+    pub command: Option<Command>,
+    /// CRIU's executable.
+    pub criu: CString,
+    /// Folder of CRIU's kernel data cache. `kerndat_is_new`: mount a tmpfs there, the only file
+    /// system CRIU writes it to.
+    pub kerndat: PathBuf,
+    pub kerndat_is_new: bool,
+}
+
+struct Init<'a> {
+    plan: &'a Plan,
+    control: BorrowedFd<'static>,
+    /// The main process and, once it ended, its wait status.
+    main: Option<Pid>,
+    main_status: Option<i32>,
+    /// Its exit ends the instance even if others still run.
+    main_decides: bool,
+    criu: Option<Pid>,
+    suspended: Option<Suspended>,
+    supervised: bool,
+}
+
+/// The command between its fork and its exec.
+struct Suspended {
+    go: OwnedFd,
+    failure: OwnedFd,
+}
+
+/// Runs init. `descriptors` are, in order, those of the constants above from [`CONTROL`] on.
+pub fn run(plan: &Plan, descriptors: &[RawFd]) -> ! {
+    let code = std::panic::catch_unwind(|| start(plan, descriptors)).unwrap_or(70);
+    sys::exit_now(code)
+}
+
+fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
+    let _ = rustix::thread::set_name(c"warmimg-init");
+    if sys::keep_only(descriptors).is_err() || quiet_stdio().is_err() {
+        return 70;
+    }
+    let mut init = Init {
+        plan,
+        control: sys::permanent(CONTROL),
+        main: None,
+        main_status: None,
+        main_decides: false,
+        criu: None,
+        suspended: None,
+        supervised: true,
+    };
+    // If the supervisor is killed, so is init, and with it the namespace.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    match init.set_up_mounts() {
+        Ok(()) => init.tell(Notice::Ready),
+        Err(failure) => {
+            init.tell(failure);
+            return 70;
+        }
+    }
+    init.serve()
+}
+
+/// An instance outlives its caller: it must not hold the caller's terminal or pipes.
+fn quiet_stdio() -> io::Result<()> {
+    let null = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    for fd in 0..3 {
+        sys::place(null.as_raw_fd(), fd)?;
+    }
+    Ok(())
+}
+
+fn failed(step: Step) -> impl Fn(nix::Error) -> Notice {
+    move |errno| Notice::Failed {
+        step,
+        errno: errno as u32,
+    }
+}
+
+fn errno_of(error: &io::Error) -> u32 {
+    error.raw_os_error().unwrap_or(libc::EIO) as u32
+}
+
+impl Init<'_> {
+    fn set_up_mounts(&self) -> Result<(), Notice> {
+        // Mounts of the host still arrive here; ours never get there.
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+            .map_err(failed(Step::Mounts))?;
+        let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("proc"), "/proc", Some("proc"), safe, none).map_err(failed(Step::Proc))?;
+        if self.plan.kerndat_is_new {
+            mount(
+                Some("tmpfs"),
+                &self.plan.kerndat,
+                Some("tmpfs"),
+                safe,
+                Some("mode=0777,size=1m"),
+            )
+            .map_err(failed(Step::Kerndat))?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, notice: Notice) {
+        self.tell_with(notice, None);
+    }
+
+    fn tell_with(&self, notice: Notice, descriptor: Option<BorrowedFd<'_>>) {
+        if self.supervised {
+            // If the supervisor is gone, the death signal or the closed socket says so.
+            let _ = send_notice(self.control, notice, descriptor);
+        }
+    }
+
+    /// Serves orders and children until the instance ends; returns the exit code.
+    fn serve(&mut self) -> i32 {
+        let mut mask = SigSet::all();
+        mask.remove(Signal::SIGKILL);
+        let _ = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None);
+        let Ok(signals) =
+            SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        else {
+            return 70;
+        };
+        loop {
+            let mut ready = [
+                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.control, PollFlags::POLLIN),
+            ];
+            let watched = if self.supervised {
+                &mut ready[..]
+            } else {
+                &mut ready[..1]
+            };
+            if let Err(errno) = poll(watched, PollTimeout::NONE)
+                && errno != nix::Error::EINTR
+            {
+                return 70;
+            }
+            let has_signal = ready[0].any().unwrap_or(false);
+            let has_order = self.supervised && ready[1].any().unwrap_or(false);
+            if has_signal {
+                while let Ok(Some(info)) = signals.read_signal() {
+                    self.forward(info.ssi_signo);
+                }
+            }
+            if let Some(status) = self.reap() {
+                return self.finish(status);
+            }
+            if has_order {
+                match receive_order(self.control) {
+                    Ok(Some(order)) => self.obey(order),
+                    // Without its supervisor, an instance that was not detached must not stay.
+                    Ok(None) | Err(_) => return 70,
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        let notice = match order {
+            Order::Start => self.start_command(),
+            Order::Go => self.go(),
+            Order::Criu { uid, gid } => match self.start_criu(uid, gid) {
+                Ok((pid, socket)) => {
+                    self.tell_with(Notice::Criu { pid }, Some(socket.as_fd()));
+                    return;
+                }
+                Err(notice) => notice,
+            },
+            Order::Main { pid } => {
+                self.main = Some(Pid::from_raw(pid as i32));
+                self.main_status = None;
+                self.main_decides = true;
+                Notice::Done
+            }
+            Order::Signal { number } => {
+                self.forward(number);
+                Notice::Done
+            }
+            Order::SignalAll { number } => match send_signal(Pid::from_raw(-1), number) {
+                Ok(()) | Err(nix::Error::ESRCH) => Notice::Done,
+                Err(errno) => failed(Step::Signal)(errno),
+            },
+            Order::Detach => {
+                let _ = rustix::process::set_parent_process_death_signal(None);
+                self.tell(Notice::Done);
+                self.supervised = false;
+                return;
+            }
+        };
+        self.tell(notice);
+    }
+
+    /// Forwards a signal that init got to the main process.
+    fn forward(&self, number: u32) {
+        if number != Signal::SIGCHLD as u32
+            && let Some(main) = self.main
+            && self.main_status.is_none()
+        {
+            let _ = send_signal(main, number);
+        }
+    }
+
+    /// Collects ended children. Returns the wait status to end with, when it is time.
+    fn reap(&mut self) -> Option<i32> {
+        loop {
+            // Raw statuses are what is passed on, so no stop or continue is asked for here.
+            match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+                Ok(WaitStatus::Exited(pid, code)) => self.ended(pid, code << 8),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => self.ended(pid, signal as i32),
+                Ok(WaitStatus::StillAlive) => {
+                    return self.main_status.filter(|_| self.main_decides);
+                }
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                // No children left.
+                Err(_) => return self.main_status,
+            }
+        }
+    }
+
+    fn ended(&mut self, pid: Pid, status: i32) {
+        if Some(pid) == self.criu {
+            self.criu = None;
+            self.tell(Notice::CriuExited {
+                status: status as u32,
+            });
+        } else if Some(pid) == self.main {
+            self.main_status = Some(status);
+        }
+    }
+
+    fn finish(&self, status: i32) -> i32 {
+        if let Ok(file) = rustix::fs::openat(
+            sys::permanent(INSTANCE),
+            EXIT_FILE,
+            rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::from_raw_mode(0o600),
+        ) {
+            let _ = writeln!(fs::File::from(file), "{status}");
+        }
+        self.tell(Notice::Exited {
+            status: status as u32,
+        });
+        0
+    }
+
+    fn start_command(&mut self) -> Notice {
+        let Some(command) = &self.plan.command else {
+            return Notice::Failed {
+                step: Step::Fork,
+                errno: libc::EINVAL as u32,
+            };
+        };
+        let pipes = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+            .and_then(|go| Ok((go, nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)));
+        let ((wait, go), (failure, report)) = match pipes {
+            Ok(pipes) => pipes,
+            Err(errno) => return failed(Step::Fork)(errno),
+        };
+        match sys::fork(sys::NewNamespaces::default(), Some(FIRST_PID)) {
+            Ok(sys::Fork::Child) => {
+                drop(go);
+                let (step, error) = command.become_it(&wait);
+                let words = [step as u32, errno_of(&error)]
+                    .map(u32::to_ne_bytes)
+                    .concat();
+                let _ = nix::unistd::write(&report, &words);
+                sys::exit_now(127)
+            }
+            Ok(sys::Fork::Parent { pid, .. }) => {
+                self.main = Some(Pid::from_raw(pid));
+                self.suspended = Some(Suspended { go, failure });
+                Notice::Started { pid: pid as u32 }
+            }
+            Err(error) => Notice::Failed {
+                step: Step::Fork,
+                errno: errno_of(&error),
+            },
+        }
+    }
+
+    fn go(&mut self) -> Notice {
+        let Some(Suspended { go, failure }) = self.suspended.take() else {
+            return Notice::Failed {
+                step: Step::Exec,
+                errno: libc::EINVAL as u32,
+            };
+        };
+        let _ = nix::unistd::write(&go, b"g");
+        // The other end closes at the exec: an end of file is a success.
+        let mut words = [0; 8];
+        match nix::unistd::read(&failure, &mut words) {
+            Ok(8) => {
+                let word = |i: usize| {
+                    u32::from_ne_bytes([words[i], words[i + 1], words[i + 2], words[i + 3]])
+                };
+                let step = match word(0) {
+                    n if n == Step::Credentials as u32 => Step::Credentials,
+                    n if n == Step::WorkingDirectory as u32 => Step::WorkingDirectory,
+                    _ => Step::Exec,
+                };
+                Notice::Failed {
+                    step,
+                    errno: word(4),
+                }
+            }
+            _ => Notice::Running,
+        }
+    }
+
+    /// Starts `criu swrk`. Init makes the socket, as CRIU looks for its folders in the process
+    /// at the other end by the pid it had when the socket was made.
+    fn start_criu(&mut self, uid: u32, gid: u32) -> Result<(u32, OwnedFd), Notice> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|e| Notice::Failed {
+            step: Step::Fork,
+            errno: e.raw_os_error() as u32,
+        })?;
+        match sys::fork(sys::NewNamespaces::default(), None) {
+            Ok(sys::Fork::Child) => {
+                let error = self.become_criu(uid, gid, &theirs);
+                // Seen by the supervisor in the file that is CRIU's stderr.
+                eprintln!("cannot start CRIU: {error}");
+                sys::exit_now(127)
+            }
+            Ok(sys::Fork::Parent { pid, .. }) => {
+                self.criu = Some(Pid::from_raw(pid));
+                Ok((pid as u32, ours))
+            }
+            Err(error) => Err(Notice::Failed {
+                step: Step::Fork,
+                errno: errno_of(&error),
+            }),
+        }
+    }
+
+    fn become_criu(&self, uid: u32, gid: u32, socket: &OwnedFd) -> io::Error {
+        let prepared = || -> io::Result<()> {
+            sys::place(socket.as_raw_fd(), CRIU_SOCKET)?;
+            sys::inherit(STDOUT)?;
+            sys::inherit(STDERR)?;
+            let errors = rustix::fs::openat(
+                sys::permanent(WORK),
+                crate::criu::STDERR_FILE,
+                rustix::fs::OFlags::CREATE
+                    | rustix::fs::OFlags::APPEND
+                    | rustix::fs::OFlags::WRONLY,
+                rustix::fs::Mode::from_raw_mode(0o600),
+            )?;
+            sys::place(errors.as_raw_fd(), 1)?;
+            sys::place(errors.as_raw_fd(), 2)?;
+            if uid != 0 {
+                drop_to(uid, gid)?;
+            }
+            sys::reset_signals();
+            Ok(())
+        };
+        if let Err(error) = prepared() {
+            return error;
+        }
+        let socket = CRIU_SOCKET.to_string();
+        let arguments = [c"criu".to_owned(), c"swrk".to_owned(), text(&socket)];
+        let kerndat = format!("XDG_RUNTIME_DIR={}", self.plan.kerndat.display());
+        let environment = [
+            text(&kerndat),
+            c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        ];
+        sys::exec(&self.plan.criu, &arguments, &environment)
+    }
+}
+
+fn text(text: &str) -> CString {
+    CString::new(text).expect("paths and numbers of ours hold no NUL")
+}
+
+/// Becomes another user and keeps what CRIU needs.
+fn drop_to(uid: u32, gid: u32) -> io::Result<()> {
+    use rustix::thread::{
+        CapabilitySets, capabilities, configure_capability_in_ambient_set, set_capabilities,
+        set_keep_capabilities,
+    };
+    set_keep_capabilities(true)?;
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    nix::unistd::setgroups(&[gid])?;
+    nix::unistd::setresgid(gid, gid, gid)?;
+    nix::unistd::setresuid(uid, uid, uid)?;
+    let wanted = AMBIENT
+        .into_iter()
+        .fold(CapabilitySet::empty(), CapabilitySet::union);
+    let permitted = capabilities(None)?.permitted;
+    let kept = wanted & permitted;
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: kept,
+    };
+    set_capabilities(None, sets)?;
+    for capability in AMBIENT {
+        if kept.contains(capability) {
+            configure_capability_in_ambient_set(capability, true)?;
+        }
+    }
+    Ok(())
+}
+
+/// kill(2) with any signal number, real-time ones too.
+fn send_signal(pid: Pid, number: u32) -> nix::Result<()> {
+    match Signal::try_from(number as i32) {
+        Ok(signal) => kill(pid, signal),
+        Err(_) => Err(nix::Error::EINVAL),
+    }
+}

@@ -1,0 +1,127 @@
+//! What an image is: `manifest.json`, whose digest names the image.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    criu::{User, Version},
+    host::{Clocks, Host},
+    listener::Listener,
+    tree::{NsPid, ProcessInfo},
+    watch::CapturePoint,
+};
+
+/// The version of this format. Raised when a reader of the older one would go wrong.
+pub const SCHEMA: u32 = 1;
+
+/// Everything about an image but its memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub schema: u32,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    pub command: CommandInfo,
+    pub capture: Capture,
+    pub listeners: Vec<Listener>,
+    /// The process that the tree is restored from.
+    pub root: NsPid,
+    /// Parents before children.
+    pub processes: Vec<ProcessInfo>,
+    /// Memory that the image holds, in bytes.
+    pub memory_bytes: u64,
+    /// CRIU's names of the pipes that were standard output and standard error.
+    pub stdout: String,
+    pub stderr: String,
+    pub clocks: Clocks,
+    pub host: Host,
+    pub criu: CriuInfo,
+    /// Files outside the image that a restore opens.
+    pub dependencies: Vec<Dependency>,
+    /// The files of the image, in the folder `criu`.
+    pub files: Vec<ImageFile>,
+}
+
+/// The command that was captured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandInfo {
+    pub words: Vec<String>,
+    pub working_directory: PathBuf,
+    /// The user it was told to run as, if any.
+    pub user: Option<String>,
+    /// `NAME=VALUE`.
+    pub environment: Vec<String>,
+}
+
+/// How the capture went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    pub point: CapturePoint,
+    /// From the exec of the command to the capture point.
+    pub start_up_us: u64,
+    pub freeze_us: u64,
+    pub dump_us: u64,
+    pub time_line: Vec<Moment>,
+    /// Events that the probe could not record.
+    pub dropped_events: u64,
+}
+
+/// Something that happened on the way to the capture point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Since the exec of the command.
+    pub at_us: u64,
+    /// The process, by its pid in the image, if it still ran at the end.
+    pub pid: Option<NsPid>,
+    /// `exec PATH`, `bind ADDRESS`, `listen ADDRESS`, `accept ADDRESS` or `wait ADDRESS`.
+    pub event: String,
+}
+
+/// The CRIU that made the images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CriuInfo {
+    pub version: Version,
+    /// Whom it ran as, and must run as again.
+    pub user: User,
+}
+
+/// A file that must be there, and be the same, at a restore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependency {
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// Modification time in nanoseconds since the Unix epoch.
+    pub modified_ns: i64,
+    pub inode: u64,
+}
+
+/// A file of the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFile {
+    pub name: String,
+    pub bytes: u64,
+    /// BLAKE3, in hexadecimal.
+    pub blake3: String,
+}
+
+impl Manifest {
+    /// The size of the image on disk, in bytes.
+    pub fn image_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    pub fn created(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(self.created_ms)
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64
+}

@@ -1,0 +1,435 @@
+//! Immutable, content-addressed images in a folder, with names that point to them.
+//!
+//! ```text
+//! images/DIGEST/manifest.json   what the image is; DIGEST is the BLAKE3 of this file
+//! images/DIGEST/criu/*.img      CRIU's images, each with its digest in the manifest
+//! names/NAME                    a digest
+//! staging/                      images being made, each locked by who makes it
+//! instances/                    see the module `instance`
+//! kerndat/                      see the module `criu::kerndat`
+//! logs/                         CRIU's logs of operations that failed
+//! ```
+//!
+//! Invariants: an image is whole or not there, since it is written aside, synced and renamed.
+//! Nothing here touches a live process.
+
+mod manifest;
+mod staging;
+
+use std::{
+    fmt, fs,
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+pub use self::{
+    manifest::{
+        Capture, CommandInfo, CriuInfo, Dependency, ImageFile, Manifest, Moment, SCHEMA, now_ms,
+    },
+    staging::{Staging, is_free},
+};
+
+/// How many logs of failures are kept.
+const KEPT_LOGS: usize = 10;
+
+/// Why the store cannot give or take an image.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot use the store {}", .path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("cannot read {}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}", .path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("no image is called {wanted:?} in {}", .store.display())]
+    Unknown { wanted: String, store: PathBuf },
+    #[error("there is no image yet in {}", .0.display())]
+    Empty(PathBuf),
+    #[error("{prefix:?} is the beginning of several digests: {}", .candidates.join(", "))]
+    Ambiguous {
+        prefix: String,
+        candidates: Vec<String>,
+    },
+    #[error("{name:?} is not a name for an image")]
+    BadName { name: String },
+    #[error("the manifest {} is not valid", .path.display())]
+    BadManifest {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("the manifest {} has schema {found}; this warmimg reads {SCHEMA}", .path.display())]
+    OtherSchema { path: PathBuf, found: u32 },
+}
+
+/// The digest that names an image.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Digest(String);
+
+impl Digest {
+    /// The first 12 digits: enough to tell images apart.
+    pub fn short(&self) -> &str {
+        &self.0[..12]
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An image in the store.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub digest: Digest,
+    pub names: Vec<String>,
+    pub manifest: Manifest,
+    folder: PathBuf,
+}
+
+impl Image {
+    /// The folder of CRIU's images.
+    pub fn criu_folder(&self) -> PathBuf {
+        self.folder.join("criu")
+    }
+
+    /// A name if there is one, else the short digest.
+    pub fn label(&self) -> &str {
+        self.names
+            .first()
+            .map_or(self.digest.short(), String::as_str)
+    }
+}
+
+/// A folder of images.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Opens a store, making it if it is not there, and clears what others left half-made.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`].
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let fail = |source| StoreError::Open {
+            path: root.to_path_buf(),
+            source,
+        };
+        let root = std::path::absolute(root).map_err(fail)?;
+        for folder in ["images", "names", "staging", "instances", "kerndat", "logs"] {
+            let path = root.join(folder);
+            if !path.is_dir() {
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&path)
+                    .map_err(fail)?;
+            }
+        }
+        // An existing folder that the store was put in keeps its mode; the store's own do not.
+        let store = Self { root };
+        staging::sweep(&store.root.join("staging"));
+        Ok(store)
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where instances keep their state.
+    pub fn instances(&self) -> PathBuf {
+        self.root.join("instances")
+    }
+
+    /// Where CRIU's kernel data is cached.
+    pub fn kerndat(&self) -> PathBuf {
+        self.root.join("kerndat")
+    }
+
+    /// Makes a folder to prepare an image in.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn stage(&self) -> Result<Staging, StoreError> {
+        Staging::new(&self.root.join("staging"))
+    }
+
+    /// Turns what was staged into an image and points a name to it.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] or [`StoreError::Write`]; the store is then as it was.
+    pub fn commit(
+        &self,
+        staging: Staging,
+        mut manifest: Manifest,
+        name: &str,
+    ) -> Result<Image, StoreError> {
+        check_name(name)?;
+        manifest.files = seal_files(&staging.criu())?;
+        let bytes = serde_json::to_vec_pretty(&manifest)
+            .map_err(|error| write_error(&staging.image())(error.into()))?;
+        let digest = Digest(blake3::hash(&bytes).to_hex().to_string());
+        write_synced(&staging.image().join("manifest.json"), &bytes)?;
+        sync_folder(&staging.image())?;
+        let folder = self.root.join("images").join(&digest.0);
+        fs::rename(staging.image(), &folder).map_err(write_error(&folder))?;
+        sync_folder(&self.root.join("images"))?;
+        self.point(name, &digest)?;
+        Ok(Image {
+            names: self.names_of(&digest),
+            digest,
+            manifest,
+            folder,
+        })
+    }
+
+    fn point(&self, name: &str, digest: &Digest) -> Result<(), StoreError> {
+        let folder = self.root.join("names");
+        let aside = folder.join(format!(".{name}.{}", std::process::id()));
+        write_synced(&aside, digest.0.as_bytes())?;
+        let path = folder.join(name);
+        fs::rename(&aside, &path).map_err(write_error(&path))?;
+        sync_folder(&folder)
+    }
+
+    /// Finds an image by name, by the beginning of its digest, or, without either, the newest.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn find(&self, wanted: Option<&str>) -> Result<Image, StoreError> {
+        let Some(wanted) = wanted else {
+            let newest = self
+                .list()?
+                .into_iter()
+                .max_by_key(|image| image.manifest.created_ms);
+            return newest.ok_or_else(|| StoreError::Empty(self.root.clone()));
+        };
+        if check_name(wanted).is_ok()
+            && let Ok(digest) = fs::read_to_string(self.root.join("names").join(wanted))
+        {
+            return self.load(Digest(digest));
+        }
+        let matching: Vec<Digest> = self
+            .digests()?
+            .into_iter()
+            .filter(|digest| digest.0.starts_with(wanted))
+            .collect();
+        match <[Digest; 1]>::try_from(matching) {
+            Ok([digest]) => self.load(digest),
+            Err(none) if none.is_empty() || wanted.is_empty() => Err(StoreError::Unknown {
+                wanted: wanted.to_owned(),
+                store: self.root.clone(),
+            }),
+            Err(several) => Err(StoreError::Ambiguous {
+                prefix: wanted.to_owned(),
+                candidates: several
+                    .iter()
+                    .map(|digest| digest.short().to_owned())
+                    .collect(),
+            }),
+        }
+    }
+
+    /// All images, newest first.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+        let images: Result<Vec<_>, _> = self
+            .digests()?
+            .into_iter()
+            .map(|digest| self.load(digest))
+            .collect();
+        let mut images = images?;
+        images.sort_by_key(|image| std::cmp::Reverse(image.manifest.created_ms));
+        Ok(images)
+    }
+
+    /// Removes an image and the names that point to it.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn remove(&self, image: &Image) -> Result<(), StoreError> {
+        for name in &image.names {
+            let path = self.root.join("names").join(name);
+            fs::remove_file(&path).map_err(write_error(&path))?;
+        }
+        // Out of the images first, so that no half-removed image is ever seen.
+        let aside = self.stage()?;
+        let target = aside.image().join("removed");
+        fs::rename(&image.folder, &target).map_err(write_error(&image.folder))
+    }
+
+    /// Keeps the log of a failed operation beyond the folder it stands in; returns its place.
+    pub fn keep_log(&self, log: &Path) -> Option<PathBuf> {
+        let folder = self.root.join("logs");
+        let name = log.file_stem()?.to_string_lossy().into_owned();
+        let kept = folder.join(format!("{name}-{}.log", now_ms()));
+        fs::copy(log, &kept).ok()?;
+        let mut logs: Vec<_> = fs::read_dir(&folder)
+            .ok()?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        logs.sort_by_key(|path| path.metadata().and_then(|m| m.modified()).ok());
+        for old in logs.iter().rev().skip(KEPT_LOGS) {
+            let _ = fs::remove_file(old);
+        }
+        Some(kept)
+    }
+
+    fn load(&self, digest: Digest) -> Result<Image, StoreError> {
+        #[derive(serde::Deserialize)]
+        struct Versioned {
+            schema: u32,
+        }
+        let folder = self.root.join("images").join(&digest.0);
+        let path = folder.join("manifest.json");
+        let bytes = fs::read(&path).map_err(read_error(&path))?;
+        let bad = |source| StoreError::BadManifest {
+            path: path.clone(),
+            source,
+        };
+        let Versioned { schema } = serde_json::from_slice(&bytes).map_err(bad)?;
+        if schema != SCHEMA {
+            return Err(StoreError::OtherSchema {
+                path,
+                found: schema,
+            });
+        }
+        let manifest = serde_json::from_slice(&bytes).map_err(bad)?;
+        Ok(Image {
+            names: self.names_of(&digest),
+            digest,
+            manifest,
+            folder,
+        })
+    }
+
+    fn digests(&self) -> Result<Vec<Digest>, StoreError> {
+        let path = self.root.join("images");
+        let entries = fs::read_dir(&path).map_err(read_error(&path))?;
+        let name = |entry: fs::DirEntry| entry.file_name().into_string().ok();
+        Ok(entries.flatten().filter_map(name).map(Digest).collect())
+    }
+
+    fn names_of(&self, digest: &Digest) -> Vec<String> {
+        let entries = fs::read_dir(self.root.join("names"));
+        let mut names: Vec<String> = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| fs::read_to_string(entry.path()).is_ok_and(|text| text == digest.0))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| !name.starts_with('.'))
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// Checks that a name can be a name of an image.
+///
+/// # Errors
+/// [`StoreError::BadName`].
+pub fn check_name(name: &str) -> Result<(), StoreError> {
+    let is_good = name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+    if is_good {
+        Ok(())
+    } else {
+        Err(StoreError::BadName {
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// Makes the files of an image private to root, syncs them and computes their digests.
+fn seal_files(folder: &Path) -> Result<Vec<ImageFile>, StoreError> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(read_error(folder))? {
+        let path = entry.map_err(read_error(folder))?.path();
+        let file = fs::File::open(&path).map_err(read_error(&path))?;
+        std::os::unix::fs::fchown(&file, Some(0), Some(0)).map_err(write_error(&path))?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))
+            .map_err(write_error(&path))?;
+        file.sync_all().map_err(write_error(&path))?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(&file).map_err(read_error(&path))?;
+        files.push(ImageFile {
+            name: path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            bytes: file.metadata().map_err(read_error(&path))?.len(),
+            blake3: hasher.finalize().to_hex().to_string(),
+        });
+    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    sync_folder(folder)?;
+    Ok(files)
+}
+
+/// The identity of files that an image refers to; those that are not there now are left out.
+pub fn dependencies(paths: impl IntoIterator<Item = PathBuf>) -> Vec<Dependency> {
+    let identify = |path: PathBuf| {
+        let metadata = path.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some(Dependency {
+            bytes: metadata.len(),
+            modified_ns: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
+            inode: metadata.ino(),
+            path,
+        })
+    };
+    paths.into_iter().filter_map(identify).collect()
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let write = || {
+        let mut options = fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(write_error(path))
+}
+
+fn sync_folder(path: &Path) -> Result<(), StoreError> {
+    fs::File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(write_error(path))
+}
+
+fn read_error(path: &Path) -> impl Fn(io::Error) -> StoreError {
+    move |source| StoreError::Read {
+        path: path.to_path_buf(),
+        source,
+    }
+}
+
+fn write_error(path: &Path) -> impl Fn(io::Error) -> StoreError {
+    move |source| StoreError::Write {
+        path: path.to_path_buf(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! The system calls that no library wraps safely: the only module with `unsafe` code.
+//!
+//! Everything here is a thin function over one system call. What is done with them is decided
+//! elsewhere.
+#![expect(unsafe_code, reason = "this is the one place for it")]
+
+use std::{
+    ffi::{CString, c_int},
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    ptr,
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// `struct clone_args` of clone3(2).
+#[repr(C, align(8))]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Which side of a [`fork`] this is.
+pub enum Fork {
+    Child,
+    /// The child's pid in the caller's pid namespace, and a pidfd of it.
+    Parent {
+        pid: i32,
+        pidfd: OwnedFd,
+    },
+}
+
+/// Namespaces that a [`fork`] makes for its child.
+#[derive(Clone, Copy, Default)]
+pub struct NewNamespaces {
+    pub pid: bool,
+    pub mount: bool,
+}
+
+/// Forks with clone3(2), into new namespaces and at a chosen pid if asked.
+///
+/// # Errors
+/// What clone3(2) says: `EPERM` without the capabilities, `EEXIST` if the pid is taken. `EBUSY`
+/// if the process has several threads: their locks would stay taken for ever in the child.
+pub fn fork(namespaces: NewNamespaces, pid: Option<i32>) -> io::Result<Fork> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let mut flags = libc::CLONE_PIDFD as u64;
+    if namespaces.pid {
+        flags |= libc::CLONE_NEWPID as u64;
+    }
+    if namespaces.mount {
+        flags |= libc::CLONE_NEWNS as u64;
+    }
+    let mut pidfd: c_int = -1;
+    let set_tid = pid.unwrap_or(0);
+    let mut args = CloneArgs {
+        flags,
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    if pid.is_some() {
+        args.set_tid = &raw const set_tid as u64;
+        args.set_tid_size = 1;
+    }
+    // SAFETY: without CLONE_VM this is a fork: the child has its own copy of everything, and as
+    // the only thread is the one that calls, no lock is held by another. `args` and what it
+    // points to outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent {
+            pid: pid as i32,
+            // SAFETY: the kernel has just put a new descriptor there, which nobody else owns.
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
+    }
+}
+
+/// Leaves the process at once, without destructors or `atexit` handlers: for forked children,
+/// which hold copies of guards that belong to their parent.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: always sound; it does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Moves descriptors to the numbers 3, 4, … in the order given and closes every other above
+/// stderr. They are closed by a later exec.
+///
+/// # Errors
+/// What fcntl(2), dup3(2) and close_range(2) say.
+pub fn keep_only(descriptors: &[RawFd]) -> io::Result<()> {
+    const FIRST: RawFd = 3;
+    let end = FIRST + descriptors.len() as RawFd;
+    // Out of the way first, so that no target number is still in use as a source.
+    let mut moved = Vec::with_capacity(descriptors.len());
+    for &fd in descriptors {
+        // SAFETY: takes numbers only; a bad one is an error.
+        moved.push(check(unsafe {
+            libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, end)
+        })?);
+    }
+    for (from, to) in moved.into_iter().zip(FIRST..) {
+        // SAFETY: as above. What was open at `to` belongs to the parent's copy of its guards.
+        check(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) })?;
+    }
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_close_range, end, u32::MAX, 0) as c_int })?;
+    Ok(())
+}
+
+/// Makes `to` a copy of `from` that survives an exec.
+///
+/// # Errors
+/// What dup2(2) says.
+pub fn place(from: RawFd, to: RawFd) -> io::Result<()> {
+    if from == to {
+        return inherit(to);
+    }
+    // SAFETY: takes numbers only. Used between fork and exec, where nothing owns `to`.
+    check(unsafe { libc::dup2(from, to) }).map(drop)
+}
+
+/// Lets a descriptor survive an exec.
+///
+/// # Errors
+/// What fcntl(2) says.
+pub fn inherit(fd: RawFd) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }).map(drop)
+}
+
+/// Borrows a descriptor number that is known to stay open for the life of the process.
+pub fn permanent(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
+    // SAFETY: used by init alone, for the numbers that `keep_only` placed and nobody closes.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}
+
+/// Restores the default action of the signals that Rust programs ignore, and unblocks all.
+pub fn reset_signals() {
+    // SAFETY: SIG_DFL installs no handler; an empty mask is valid.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+    }
+}
+
+/// Replaces the program; returns only on failure.
+pub fn exec(program: &CString, arguments: &[CString], environment: &[CString]) -> io::Error {
+    match nix::unistd::execve(program, arguments, environment) {
+        Ok(never) => match never {},
+        Err(errno) => io::Error::from(errno),
+    }
+}
+
+/// Opens a new time namespace for the children to come; its offsets can be set until the first.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN, `EINVAL` where the kernel has no time namespaces.
+pub fn unshare_time() -> io::Result<()> {
+    const CLONE_NEWTIME: c_int = 0x80;
+    // SAFETY: concerns children only, no memory or descriptor of this process.
+    check(unsafe { libc::unshare(CLONE_NEWTIME) }).map(drop)
+}
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Waits for a descriptor to become readable, within the asynchronous runtime.
+///
+/// # Errors
+/// What epoll_ctl(2) says.
+pub fn readable<T: OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: by the trait's contract the descriptor stays open and the same as long as `owner`
+    // lives, and the result owns it.
+    unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// A type whose `as_raw_fd` is of a descriptor that it owns and never changes.
+pub trait OwnsDescriptor: AsRawFd {}
+
+impl OwnsDescriptor for OwnedFd {}
+impl OwnsDescriptor for aya::maps::RingBuf<aya::maps::MapData> {}
+impl OwnsDescriptor for aya_log::EbpfLogger<&'static dyn log::Log> {}

@@ -1,0 +1,257 @@
+//! Reads processes in /proc: the tree under an init, what each process is and waits for.
+//!
+//! Nothing here changes a process. A process may be gone at any moment; then it is simply not
+//! in the answer.
+
+use std::{collections::HashMap, fmt, fs, path::PathBuf};
+
+use procfs::process::{FDTarget, Process};
+use serde::{Deserialize, Serialize};
+
+use crate::listener::{self, Listener};
+
+/// A pid as this process sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HostPid(pub i32);
+
+/// A pid within the namespace of a capture or an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NsPid(pub i32);
+
+impl fmt::Display for HostPid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for NsPid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One process of a frozen tree, as the manifest describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// In the pid namespace of the image.
+    pub pid: NsPid,
+    pub parent: NsPid,
+    /// The name, as of `/proc/PID/comm`.
+    pub name: String,
+    pub executable: PathBuf,
+    pub threads: u64,
+    pub uid: u32,
+    pub gid: u32,
+    /// Resident memory in bytes, shared pages counted in every process that has them.
+    pub resident_bytes: u64,
+}
+
+/// A process found alive, by both its pids.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub host: HostPid,
+    pub info: ProcessInfo,
+    /// Effective, saved and real ids are not all the same.
+    pub mixed_ids: bool,
+}
+
+/// The children of a process.
+pub fn children(pid: HostPid) -> Vec<HostPid> {
+    let mut found = Vec::new();
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return found;
+    };
+    for task in tasks.flatten() {
+        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        found.extend(
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .map(HostPid),
+        );
+    }
+    found
+}
+
+/// Everything under a process, parents before children; zombies are left out.
+pub fn descendants(root: HostPid) -> Vec<HostPid> {
+    let mut found = Vec::new();
+    let mut next = children(root);
+    while let Some(pid) = next.pop() {
+        if state(pid).is_some_and(|state| state != 'Z' && state != 'X') {
+            found.push(pid);
+        }
+        next.extend(children(pid));
+    }
+    found
+}
+
+fn state(pid: HostPid) -> Option<char> {
+    Some(Process::new(pid.0).ok()?.stat().ok()?.state)
+}
+
+/// The pid in the innermost namespace of the process.
+pub fn ns_pid(pid: HostPid) -> Option<NsPid> {
+    let status = Process::new(pid.0).ok()?.status().ok()?;
+    status.nspid?.last().copied().map(NsPid)
+}
+
+/// Whether every thread of a process is stopped.
+pub fn is_stopped(pid: HostPid) -> bool {
+    let Ok(tasks) = Process::new(pid.0).and_then(|process| process.tasks()) else {
+        return true;
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| task.stat().ok())
+        .all(|stat| matches!(stat.state, 'T' | 'Z' | 'X'))
+}
+
+/// Describes processes; those that are gone are left out.
+pub fn describe(pids: &[HostPid]) -> Vec<Member> {
+    pids.iter().filter_map(|&pid| describe_one(pid)).collect()
+}
+
+fn describe_one(host: HostPid) -> Option<Member> {
+    let process = Process::new(host.0).ok()?;
+    let status = process.status().ok()?;
+    let parent = ns_pid(HostPid(status.ppid)).unwrap_or(NsPid(1));
+    let ids = [status.ruid, status.euid, status.suid, status.fuid];
+    let groups = [status.rgid, status.egid, status.sgid, status.fgid];
+    Some(Member {
+        host,
+        mixed_ids: ids.iter().any(|&id| id != ids[0]) || groups.iter().any(|&id| id != groups[0]),
+        info: ProcessInfo {
+            pid: NsPid(*status.nspid?.last()?),
+            parent,
+            name: status.name,
+            executable: process.exe().unwrap_or_default(),
+            threads: status.threads,
+            uid: status.euid,
+            gid: status.egid,
+            resident_bytes: status.vmrss.unwrap_or(0) * 1024,
+        },
+    })
+}
+
+/// The listening sockets that processes hold, each once.
+pub fn listeners(pids: &[HostPid]) -> Vec<Listener> {
+    let mut inodes = HashMap::new();
+    for &pid in pids {
+        let Ok(descriptors) = Process::new(pid.0).and_then(|process| process.fd()) else {
+            continue;
+        };
+        for descriptor in descriptors.flatten() {
+            if let FDTarget::Socket(inode) = descriptor.target {
+                inodes.entry(inode).or_insert(pid);
+            }
+        }
+    }
+    let mut found: Vec<Listener> = listener::all()
+        .into_iter()
+        .filter(|(inode, _)| inodes.contains_key(inode))
+        .map(|(_, listener)| listener)
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Which process on the host holds a listener, as "name (pid N)".
+pub fn holder(wanted: &Listener) -> Option<String> {
+    let inodes: Vec<u64> = listener::all()
+        .into_iter()
+        .filter(|(_, listener)| listener.clashes_with(wanted))
+        .map(|(inode, _)| inode)
+        .collect();
+    for process in procfs::process::all_processes().ok()?.flatten() {
+        let Ok(descriptors) = process.fd() else {
+            continue;
+        };
+        let holds = descriptors
+            .flatten()
+            .any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)));
+        if holds {
+            let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
+            return Some(format!("{name} (pid {})", process.pid));
+        }
+    }
+    None
+}
+
+/// What each process waits for, as a line for people: the system call, and the file or socket
+/// that its first argument names.
+pub fn blocked_on(pids: &[HostPid]) -> Vec<String> {
+    pids.iter()
+        .filter_map(|&pid| {
+            let process = Process::new(pid.0).ok()?;
+            let stat = process.stat().ok()?;
+            let doing = match stat.state {
+                'R' => "running on the CPU".to_owned(),
+                'T' => "stopped".to_owned(),
+                _ => waiting_in(&process),
+            };
+            Some(format!("{} (pid {pid}): {doing}", stat.comm))
+        })
+        .collect()
+}
+
+fn waiting_in(process: &Process) -> String {
+    let pid = process.pid;
+    let line = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    let mut words = line.split_whitespace();
+    let number = words.next().and_then(|word| word.parse::<i64>().ok());
+    let first = words
+        .next()
+        .and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+    let Some((name, has_fd)) = number.and_then(system_call) else {
+        let channel = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+        return format!("waiting in the kernel at {channel}");
+    };
+    let target = first
+        .filter(|_| has_fd)
+        .and_then(|fd| fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok())
+        .map(|target| format!(" on {}", target.display()))
+        .unwrap_or_default();
+    format!("waiting in {name}(){target}")
+}
+
+/// The system calls that servers wait in, and whether the first argument is a descriptor.
+fn system_call(number: i64) -> Option<(&'static str, bool)> {
+    Some(match number {
+        libc::SYS_read => ("read", true),
+        libc::SYS_readv => ("readv", true),
+        libc::SYS_write => ("write", true),
+        libc::SYS_connect => ("connect", true),
+        libc::SYS_accept => ("accept", true),
+        libc::SYS_accept4 => ("accept4", true),
+        libc::SYS_recvfrom => ("recvfrom", true),
+        libc::SYS_recvmsg => ("recvmsg", true),
+        libc::SYS_sendto => ("sendto", true),
+        libc::SYS_sendmsg => ("sendmsg", true),
+        libc::SYS_epoll_pwait => ("epoll_pwait", true),
+        libc::SYS_epoll_pwait2 => ("epoll_pwait2", true),
+        libc::SYS_flock => ("flock", true),
+        libc::SYS_fcntl => ("fcntl", true),
+        libc::SYS_fsync => ("fsync", true),
+        libc::SYS_ppoll => ("ppoll", false),
+        libc::SYS_pselect6 => ("pselect6", false),
+        libc::SYS_futex => ("futex", false),
+        libc::SYS_nanosleep => ("nanosleep", false),
+        libc::SYS_clock_nanosleep => ("clock_nanosleep", false),
+        libc::SYS_wait4 => ("wait4", false),
+        libc::SYS_waitid => ("waitid", false),
+        libc::SYS_rt_sigtimedwait => ("rt_sigtimedwait", false),
+        libc::SYS_rt_sigsuspend => ("rt_sigsuspend", false),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll => ("poll", false),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_select => ("select", false),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_epoll_wait => ("epoll_wait", true),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_pause => ("pause", false),
+        _ => return None,
+    })
+}

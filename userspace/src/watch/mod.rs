@@ -1,0 +1,343 @@
+//! Follows a process tree with eBPF and tells when it reached its capture point.
+//!
+//! The only module that knows aya. The probe is attached as long as the [`Watch`] lives.
+
+mod btf;
+
+use std::{
+    fs, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, RingBuf},
+    programs::{BtfTracePoint, ProgramError},
+};
+use aya_log::EbpfLogger;
+use probe_ebpf as probe;
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+
+use crate::{listener::Listener, sys, tree::HostPid};
+
+/// The probe, built from `probe-ebpf` by build.rs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe"));
+
+const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// The programs of the probe and the raw tracepoints they attach to.
+const PROGRAMS: [(&str, &str); 5] = [
+    ("process_fork", "sched_process_fork"),
+    ("process_exec", "sched_process_exec"),
+    ("process_exit", "sched_process_exit"),
+    ("tcp_state", "inet_sock_set_state"),
+    ("system_call", "sys_enter"),
+];
+
+/// Why the tree cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    #[error("cannot read the kernel's type information, {BTF_PATH}")]
+    NoBtf(#[source] io::Error),
+    #[error("cannot use the kernel's type information, {BTF_PATH}")]
+    Btf(#[from] btf::BtfError),
+    #[error("cannot parse the kernel's type information")]
+    AyaBtf(#[from] aya::BtfError),
+    #[error("the kernel does not load the eBPF probe")]
+    Load(#[from] aya::EbpfError),
+    #[error("the kernel refuses the eBPF program for the tracepoint {tracepoint}")]
+    Program {
+        tracepoint: &'static str,
+        source: Box<ProgramError>,
+    },
+    #[error("cannot use a map of the eBPF probe")]
+    Map(#[from] MapError),
+    #[error("the eBPF probe lacks {0}")]
+    Incomplete(&'static str),
+    #[error("cannot wait for events of the eBPF probe")]
+    Wait(#[source] io::Error),
+}
+
+/// When the tree is frozen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CapturePoint {
+    /// When a process first waits for a connection on a listening socket: accept, or epoll, poll
+    /// or select with the listener in the set
+    #[default]
+    Ready,
+    /// When a socket first listens
+    Listen,
+    /// At the first accept(2) family call
+    Accept,
+}
+
+impl CapturePoint {
+    fn stop_at(self) -> u32 {
+        match self {
+            Self::Ready => probe::STOP_AT_READY,
+            Self::Listen => probe::STOP_AT_LISTEN,
+            Self::Accept => probe::STOP_AT_ACCEPT,
+        }
+    }
+}
+
+impl std::fmt::Display for CapturePoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "ready",
+            Self::Listen => "listen",
+            Self::Accept => "accept",
+        })
+    }
+}
+
+/// Something that a process of the tree did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Nanoseconds of the monotonic clock.
+    pub time_ns: u64,
+    pub pid: HostPid,
+    pub what: What,
+    /// The process was stopped here: this is the capture point.
+    pub stopped: bool,
+    /// A text in it is longer than the probe records.
+    pub truncated: bool,
+}
+
+/// What an [`Event`] is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    Fork { child: HostPid },
+    Exec { path: PathBuf },
+    Exit { status: i32 },
+    Bind { at: Option<Listener> },
+    Listen { at: Option<Listener> },
+    Accept { at: Option<Listener> },
+    Wait { at: Option<Listener> },
+}
+
+/// The attached probe.
+pub struct Watch {
+    ebpf: Ebpf,
+    events: AsyncFd<RingBuf<MapData>>,
+    /// Absent when the probe was built without any log statement.
+    log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
+}
+
+impl Watch {
+    /// Loads the probe, set to stop the tree at `point`, and attaches it.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn attach(point: CapturePoint) -> Result<Self, WatchError> {
+        let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
+        let offsets = kernel_offsets(&data)?;
+        let btf = aya::Btf::parse(&data, aya::Endianness::default())?;
+        let stop_at = point.stop_at();
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
+            .override_global("OFFSETS", &offsets[..], true)
+            .override_global("STOP_AT", &stop_at, true)
+            .load(OBJECT)?;
+        let log = match EbpfLogger::init(&mut ebpf) {
+            Ok(log) => Some(sys::readable(log).map_err(WatchError::Wait)?),
+            Err(_) => None,
+        };
+        attach_all(&mut ebpf, &btf)?;
+        let map = ebpf
+            .take_map("EVENTS")
+            .ok_or(WatchError::Incomplete("EVENTS"))?;
+        let events = sys::readable(RingBuf::try_from(map)?).map_err(WatchError::Wait)?;
+        Ok(Self { ebpf, events, log })
+    }
+
+    /// Follows a process and all it will fork.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn follow(&mut self, pid: HostPid) -> Result<(), WatchError> {
+        let map = self
+            .ebpf
+            .map_mut("TREE")
+            .ok_or(WatchError::Incomplete("TREE"))?;
+        HashMap::<_, u32, u32>::try_from(map)?.insert(pid.0 as u32, 1, 0)?;
+        Ok(())
+    }
+
+    /// Waits for the next event. Can be cancelled without losing one.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub async fn next(&mut self) -> Result<Event, WatchError> {
+        loop {
+            if let Some(log) = &mut self.log {
+                log.get_mut().flush();
+            }
+            while let Some(item) = self.events.get_mut().next() {
+                if let Some(event) = parse(&item) {
+                    return Ok(event);
+                }
+            }
+            let mut guard = self.events.readable_mut().await.map_err(WatchError::Wait)?;
+            guard.clear_ready();
+        }
+    }
+
+    /// How many events and map entries found no room in the kernel.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn dropped(&self) -> Result<u64, WatchError> {
+        let map = self
+            .ebpf
+            .map("DROPPED")
+            .ok_or(WatchError::Incomplete("DROPPED"))?;
+        Ok(Array::<_, u64>::try_from(map)?.get(&0, 0)?)
+    }
+}
+
+/// What of the running kernel the probe needs and does not find; empty if it will attach.
+///
+/// # Errors
+/// [`WatchError::NoBtf`] or [`WatchError::Btf`].
+pub fn missing_tracepoints() -> Result<Vec<String>, WatchError> {
+    let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
+    kernel_offsets(&data)?;
+    let btf = btf::Btf::parse(&data)?;
+    let names = PROGRAMS
+        .iter()
+        .map(|(_, tracepoint)| (*tracepoint).to_owned());
+    Ok(names
+        .filter(|tracepoint| !btf.has_tracepoint(tracepoint))
+        .collect())
+}
+
+fn kernel_offsets(btf: &[u8]) -> Result<[u32; probe::KERNEL_MEMBERS.len()], btf::BtfError> {
+    let btf = btf::Btf::parse(btf)?;
+    let mut offsets = [0; probe::KERNEL_MEMBERS.len()];
+    for (offset, (structure, member)) in offsets.iter_mut().zip(probe::KERNEL_MEMBERS) {
+        *offset = btf.offset(structure, member)?;
+    }
+    Ok(offsets)
+}
+
+fn attach_all(ebpf: &mut Ebpf, btf: &aya::Btf) -> Result<(), WatchError> {
+    for (name, tracepoint) in PROGRAMS {
+        let refused = |source| WatchError::Program {
+            tracepoint,
+            source: Box::new(source),
+        };
+        let program = ebpf.program_mut(name).ok_or(WatchError::Incomplete(name))?;
+        let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
+        program
+            .load(tracepoint, btf)
+            .and_then(|()| program.attach())
+            .map_err(refused)?;
+    }
+    Ok(())
+}
+
+fn parse(bytes: &[u8]) -> Option<Event> {
+    let raw: probe::Event = bytemuck::try_pod_read_unaligned(bytes).ok()?;
+    let text = raw.text.get(..raw.text_len as usize)?;
+    let at = socket(&raw, text);
+    let what = match raw.kind {
+        probe::KIND_FORK => What::Fork {
+            child: HostPid(raw.value as i32),
+        },
+        probe::KIND_EXEC => What::Exec {
+            path: std::ffi::OsStr::from_bytes(text).into(),
+        },
+        probe::KIND_EXIT => What::Exit {
+            status: raw.value as i32,
+        },
+        probe::KIND_BIND => What::Bind { at },
+        probe::KIND_LISTEN => What::Listen { at },
+        probe::KIND_ACCEPT => What::Accept { at },
+        probe::KIND_WAIT => What::Wait { at },
+        _ => return None,
+    };
+    Some(Event {
+        time_ns: raw.time_ns,
+        pid: HostPid(raw.tgid as i32),
+        what,
+        stopped: raw.flags & probe::FLAG_STOPPED != 0,
+        truncated: raw.flags & probe::FLAG_TRUNCATED != 0,
+    })
+}
+
+fn socket(raw: &probe::Event, text: &[u8]) -> Option<Listener> {
+    let address = match i32::from(raw.family) {
+        libc::AF_INET => Ipv4Addr::from(<[u8; 4]>::try_from(text).ok()?).into(),
+        libc::AF_INET6 => Ipv6Addr::from(<[u8; 16]>::try_from(text).ok()?).into(),
+        libc::AF_UNIX => {
+            // A path ends at a NUL; an abstract name begins with one, which is written as `@`.
+            let name = match text.strip_prefix(b"\0") {
+                Some(name) => [b"@", name].concat(),
+                None => text.split(|&byte| byte == 0).next()?.to_vec(),
+            };
+            return Some(Listener::Unix {
+                path: std::ffi::OsStr::from_bytes(&name).into(),
+            });
+        }
+        _ => return None,
+    };
+    Some(Listener::Tcp {
+        address: SocketAddr::new(address, raw.port),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(kind: u32, family: i32, port: u16, text: &[u8]) -> probe::Event {
+        let mut event: probe::Event = bytemuck::Zeroable::zeroed();
+        event.kind = kind;
+        event.family = family as u16;
+        event.port = port;
+        event.text_len = text.len() as u32;
+        event.text[..text.len()].copy_from_slice(text);
+        event
+    }
+
+    #[test]
+    fn sockets_are_named_by_address_or_path() {
+        let parsed = |event: probe::Event| parse(bytemuck::bytes_of(&event)).unwrap().what;
+        let tcp = raw(probe::KIND_LISTEN, libc::AF_INET, 80, &[127, 0, 0, 1]);
+        let at = Listener::Tcp {
+            address: "127.0.0.1:80".parse().unwrap(),
+        };
+        assert_eq!(parsed(tcp), What::Listen { at: Some(at) });
+
+        let unix = raw(probe::KIND_BIND, libc::AF_UNIX, 0, b"/run/a.sock\0");
+        assert_eq!(
+            parsed(unix),
+            What::Bind {
+                at: Some(Listener::Unix {
+                    path: "/run/a.sock".into()
+                })
+            }
+        );
+
+        let hidden = raw(probe::KIND_BIND, libc::AF_UNIX, 0, b"\0name");
+        assert_eq!(
+            parsed(hidden),
+            What::Bind {
+                at: Some(Listener::Unix {
+                    path: "@name".into()
+                })
+            }
+        );
+    }
+
+    #[test]
+    fn events_that_are_none_are_left_out() {
+        assert_eq!(parse(b"short"), None);
+        assert_eq!(parse(bytemuck::bytes_of(&raw(99, 0, 0, b""))), None);
+    }
+}
