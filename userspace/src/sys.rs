@@ -47,12 +47,11 @@ pub struct NewNamespaces {
     pub mount: bool,
 }
 
-/// Forks with clone3(2), into new namespaces and at a chosen pid if asked.
+/// Forks with clone3(2), into new namespaces if asked.
 ///
 /// # Errors
-/// What clone3(2) says: `EPERM` without the capabilities, `EEXIST` if the pid is taken. `EBUSY`
-/// if the process has several threads: their locks would stay taken for ever in the child.
-pub fn fork(namespaces: NewNamespaces, pid: Option<i32>) -> io::Result<Fork> {
+/// What clone3(2) says: `EPERM` without the capabilities. `EBUSY` if the process has several threads: their locks would stay taken for ever in the child.
+pub fn fork(namespaces: NewNamespaces) -> io::Result<Fork> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -65,17 +64,12 @@ pub fn fork(namespaces: NewNamespaces, pid: Option<i32>) -> io::Result<Fork> {
         flags |= libc::CLONE_NEWNS as u64;
     }
     let mut pidfd: c_int = -1;
-    let set_tid = pid.unwrap_or(0);
     let mut args = CloneArgs {
         flags,
         pidfd: &raw mut pidfd as u64,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
-    if pid.is_some() {
-        args.set_tid = &raw const set_tid as u64;
-        args.set_tid_size = 1;
-    }
     // SAFETY: without CLONE_VM this is a fork: the child has its own copy of everything, and as
     // the only thread is the one that calls, no lock is held by another. `args` and what it
     // points to outlive the call.

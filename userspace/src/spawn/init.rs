@@ -53,7 +53,10 @@ const CRIU_SOCKET: RawFd = 9;
 
 /// The pid of the command in its namespace: high enough that init, CRIU and CRIU's helpers do
 /// not need it when the tree is restored.
-pub const FIRST_PID: i32 = 300;
+const FIRST_PID: i32 = 300;
+
+/// The last pid given in this pid namespace; see proc(5).
+const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 
 /// The name of the file in the instance's folder that receives the wait status.
 pub const EXIT_FILE: &str = "exit";
@@ -335,7 +338,12 @@ impl Init<'_> {
             Ok(pipes) => pipes,
             Err(errno) => return failed(Step::Fork)(errno),
         };
-        match sys::fork(sys::NewNamespaces::default(), Some(FIRST_PID)) {
+        // Not clone3's set_tid: that leaves the counter behind, and the command's own children
+        // and threads would get the low pids that a restore needs for itself.
+        if let Err(error) = fs::write(LAST_PID, (FIRST_PID - 1).to_string()) {
+            return Notice::Failed { step: Step::Fork, errno: errno_of(&error) };
+        }
+        match sys::fork(sys::NewNamespaces::default()) {
             Ok(sys::Fork::Child) => {
                 drop(go);
                 let (step, error) = command.become_it(&wait);
@@ -399,7 +407,7 @@ impl Init<'_> {
             step: Step::Fork,
             errno: e.raw_os_error() as u32,
         })?;
-        match sys::fork(sys::NewNamespaces::default(), None) {
+        match sys::fork(sys::NewNamespaces::default()) {
             Ok(sys::Fork::Child) => {
                 let error = self.become_criu(uid, gid, &theirs);
                 // Seen by the supervisor in the file that is CRIU's stderr.

@@ -119,7 +119,7 @@ impl Sandbox {
             pid: true,
             mount: true,
         };
-        let (pid, pidfd) = match sys::fork(namespaces, None).map_err(SpawnError::Namespaces)? {
+        let (pid, pidfd) = match sys::fork(namespaces).map_err(SpawnError::Namespaces)? {
             sys::Fork::Child => init::run(plan, &order),
             sys::Fork::Parent { pid, pidfd } => (pid, pidfd),
         };
