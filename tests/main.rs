@@ -1,1 +1,8 @@
-fn main() {}
+//! Integration tests: real servers, the real kernel, the real CRIU. They need root; set-up of
+//! what they use is `cargo xtask setup --tests`.
+
+mod documents;
+mod errors;
+mod lifecycle;
+mod servers;
+mod support;

@@ -4,12 +4,13 @@ use std::{
     fs, io,
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::thread::CapabilitySet;
 
 use crate::{
+    carry,
     criu::{self, CriuError, Program, ProgramError, UserError, kerndat::Kerndat},
     edit::{self, EditError},
     freeze::{self, FreezeError, FrozenTree},
@@ -47,6 +48,8 @@ pub enum CaptureError {
     Store(#[from] StoreError),
     #[error("cannot make pipes for the server's output")]
     Output(#[source] io::Error),
+    #[error("cannot delete a temporary file that the image is to carry")]
+    Carry(#[source] io::Error),
     #[error("cannot read facts about this host")]
     Host(#[source] io::Error),
     #[error("{command} ended before it {awaited}: {status}")]
@@ -115,6 +118,7 @@ pub async fn capture(
     interrupted: impl Future<Output = ()>,
     mut progress: impl FnMut(Progress),
 ) -> Result<Captured, CaptureError> {
+    let begun_at = SystemTime::now();
     let version = criu.check(host::kernel_version())?;
     let staging = store.stage()?;
     let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(CaptureError::Host)?;
@@ -163,6 +167,7 @@ pub async fn capture(
     });
     let has_sys_resource = host::capabilities().contains(CapabilitySet::SYS_RESOURCE);
     let user = criu::choose_user(&tree.members, has_sys_resource)?;
+    carry::delete_mapped(&tree.members, begun_at).map_err(CaptureError::Carry)?;
     let request = criu::DumpRequest {
         root: tree.root,
         after: match options.leave_running {

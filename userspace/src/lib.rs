@@ -18,6 +18,7 @@ pub mod restore;
 pub mod criu;
 pub mod edit;
 pub mod freeze;
+pub mod carry;
 pub mod instance;
 pub mod spawn;
 pub mod store;
