@@ -1,0 +1,438 @@
+//! What happens to images and instances in their lives.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    process::Stdio,
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{Killed, Workspace, ask, describe, finish, free_port, servers, wait_until};
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// Captures the plain server; returns its port.
+fn capture_plain(workspace: &Workspace, wait: &str, options: &[&str]) -> u16 {
+    let port = free_port();
+    let output = finish(&mut servers::plain(wait, port).capture(workspace, options));
+    assert!(output.status.success(), "{}", describe(&output));
+    port
+}
+
+#[test]
+fn every_way_of_waiting_is_seen() {
+    let workspace = Workspace::new();
+    for (wait, event) in [
+        ("accept", "accept"),
+        ("select", "wait"),
+        ("poll", "wait"),
+        ("epoll", "wait"),
+    ] {
+        let port = capture_plain(&workspace, wait, &["--name", wait]);
+        let image = json(&workspace.run(["--json", "inspect", wait]));
+        let moments = image["manifest"]["capture"]["time_line"]
+            .as_array()
+            .unwrap();
+        let events: Vec<_> = moments
+            .iter()
+            .map(|m| m["event"].as_str().unwrap())
+            .collect();
+        let address = format!("tcp:127.0.0.1:{port}");
+        assert_eq!(
+            events.last(),
+            Some(&format!("{event} {address}").as_str()),
+            "{wait}"
+        );
+        assert!(
+            events.contains(&format!("bind {address}").as_str()),
+            "{events:?}"
+        );
+        assert!(
+            events.contains(&format!("listen {address}").as_str()),
+            "{events:?}"
+        );
+        workspace.run(["restore", "-d", wait]);
+        assert_eq!(ask::get(port, "/").unwrap(), "200 hello");
+        workspace.run(["stop", &format!("{wait}-1")]);
+    }
+    workspace.assert_clean();
+}
+
+#[test]
+fn the_capture_point_can_be_chosen() {
+    let workspace = Workspace::new();
+    for (point, last) in [("listen", "listen"), ("accept", "accept")] {
+        let port = capture_plain(&workspace, "accept", &["--at", point, "--name", point]);
+        let image = json(&workspace.run(["--json", "inspect", point]));
+        assert_eq!(image["manifest"]["capture"]["point"], point);
+        let moments = image["manifest"]["capture"]["time_line"]
+            .as_array()
+            .unwrap();
+        let event = moments.last().unwrap()["event"].as_str().unwrap();
+        assert!(event.starts_with(last), "{event}");
+        workspace.run(["restore", "-d", point]);
+        assert_eq!(ask::get(port, "/").unwrap(), "200 hello");
+        workspace.run(["stop", "--all"]);
+    }
+    workspace.assert_clean();
+}
+
+#[test]
+fn servers_outside_the_tree_are_left_alone() {
+    let workspace = Workspace::new();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    // This process accepts, and another one waits by epoll, all through the capture.
+    let outside = servers::plain("epoll", free_port());
+    let cold = outside.start_cold(&workspace);
+    let expected = outside.client.ask_until_answered();
+    let echo = std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            stream.write_all(&byte).unwrap();
+            if byte == *b"e" {
+                return;
+            }
+        }
+    });
+    let mut capture = servers::plain("accept", free_port()).capture(&workspace, &["--name", "a"]);
+    let mut capture = Killed(capture.stdout(Stdio::null()).spawn().unwrap());
+    let talk = |byte: u8| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream
+            .set_read_timeout(Some(crate::support::LIMIT))
+            .unwrap();
+        stream.write_all(&[byte]).unwrap();
+        let mut answer = [0];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[0], byte);
+    };
+    while capture.0.try_wait().unwrap().is_none() {
+        talk(b'x');
+        assert_eq!(outside.client.ask().unwrap(), expected);
+    }
+    assert_eq!(capture.wait(), Some(0));
+    talk(b'e');
+    echo.join().unwrap();
+    drop(cold);
+    workspace.assert_clean();
+}
+
+#[test]
+fn an_image_is_restored_after_its_log_has_grown() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let log = workspace.path().join("requests.log");
+    let mut server = servers::plain("accept", port);
+    server.command.push(log.display().to_string());
+    let output = finish(&mut server.capture(&workspace, &["--name", "logging"]));
+    assert!(output.status.success(), "{}", describe(&output));
+    for round in 1..=3 {
+        workspace.run(["restore", "-d", "logging"]);
+        assert_eq!(ask::get(port, "/").unwrap(), "200 hello");
+        workspace.run(["stop", "logging-1"]);
+        assert_eq!(fs::read_to_string(&log).unwrap().lines().count(), round);
+    }
+    workspace.assert_clean();
+}
+
+#[test]
+fn several_images_with_the_same_pids_run_at_once() {
+    let workspace = Workspace::new();
+    let first = capture_plain(&workspace, "accept", &["--name", "first"]);
+    let second = capture_plain(&workspace, "epoll", &["--name", "second"]);
+    workspace.run(["restore", "-d", "first"]);
+    workspace.run(["restore", "-d", "second"]);
+    assert_eq!(
+        ask::get(first, "/pid").unwrap(),
+        ask::get(second, "/pid").unwrap()
+    );
+    let listed = workspace.run(["--json", "ps"]);
+    let states: Vec<_> = listed
+        .lines()
+        .map(|line| json(line)["state"].clone())
+        .collect();
+    assert_eq!(states, ["running", "running"]);
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
+fn the_monotonic_clock_goes_on_after_a_reboot() {
+    let workspace = Workspace::new();
+    let port = capture_plain(&workspace, "accept", &["--name", "clock"]);
+    let image = json(&workspace.run(["--json", "inspect", "clock"]));
+    let captured = image["manifest"]["clocks"]["monotonic_ns"]
+        .as_u64()
+        .unwrap();
+    // After a reboot the host's clock is far behind the captured one: a capture 11 days ahead
+    // makes the same difference.
+    let ahead = 1_000_000_000_000_000;
+    let digest = image["digest"].as_str().unwrap();
+    let path = workspace
+        .store()
+        .join("images")
+        .join(digest)
+        .join("manifest.json");
+    for more in [0, ahead] {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut manifest = json(&text);
+        manifest["clocks"]["monotonic_ns"] = (captured + more).into();
+        fs::write(&path, manifest.to_string()).unwrap();
+        workspace.run(["restore", "-d", "clock"]);
+        let answer = ask::get(port, "/monotonic").unwrap();
+        let shown: u64 = answer.strip_prefix("200 ").unwrap().parse().unwrap();
+        let minute = 60_000_000_000;
+        assert!(
+            (captured + more..captured + more + minute).contains(&shown),
+            "{shown}"
+        );
+        workspace.run(["stop", "--all"]);
+    }
+    workspace.assert_clean();
+}
+
+#[test]
+fn in_the_foreground_it_is_a_supervisor_like_any_other() {
+    let workspace = Workspace::new();
+    let port = capture_plain(&workspace, "accept", &["--name", "plain"]);
+    let mut command = workspace.warmimg(["restore", "plain"]);
+    let mut restored = Killed(
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let mut lines = BufReader::new(restored.0.stdout.take().unwrap()).lines();
+    servers::plain("accept", port).client.ask_until_answered();
+    assert_eq!(lines.next().unwrap().unwrap(), "request for /");
+    restored.signal(Signal::SIGHUP);
+    assert_eq!(lines.next().unwrap().unwrap(), "got SIGHUP");
+    assert!(workspace.run(["ps"]).contains("in the foreground"));
+    restored.signal(Signal::SIGUSR1);
+    assert_eq!(restored.wait(), Some(7));
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_server_killed_by_a_signal_gives_the_shells_exit_status() {
+    let workspace = Workspace::new();
+    let port = capture_plain(&workspace, "accept", &["--name", "plain"]);
+    let mut command = workspace.warmimg(["restore", "plain"]);
+    let mut restored = Killed(
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    servers::plain("accept", port).client.ask_until_answered();
+    restored.signal(Signal::SIGTERM);
+    assert_eq!(restored.wait(), Some(128 + 15));
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_detached_instance_is_listed_logged_and_stopped() {
+    let workspace = Workspace::new();
+    let port = capture_plain(&workspace, "accept", &["--name", "plain"]);
+    workspace.run(["restore", "-d", "plain"]);
+    ask::get(port, "/").unwrap();
+    wait_until("the log", || {
+        match workspace.run(["logs", "plain-1"]).as_str() {
+            "request for /\n" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    });
+    // A second one would need the same port.
+    let error = workspace.fail(109, ["restore", "-d", "plain"]);
+    assert!(
+        error.contains(&format!("tcp:127.0.0.1:{port} is taken by python3")),
+        "{error}"
+    );
+    let listed = json(&workspace.run(["--json", "ps"]));
+    assert_eq!(
+        (&listed["id"], &listed["state"]),
+        (&"plain-1".into(), &"running".into())
+    );
+
+    // It ends by itself: what it left is shown until it is removed.
+    let init = listed["init"].as_i64().unwrap() as i32;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(init), Signal::SIGUSR1).unwrap();
+    wait_until("the end", || match workspace.run(["ps"]) {
+        listed if listed.contains("ended: exit status 7") => Ok(()),
+        listed => Err(listed),
+    });
+    assert_eq!(
+        workspace.run(["logs", "--follow", "plain-1"]),
+        "request for /\n"
+    );
+    assert!(
+        workspace
+            .run(["stop", "plain-1"])
+            .contains("Removed plain-1")
+    );
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_server_that_does_not_stop_is_killed() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let script = workspace.write(
+        "stubborn.py",
+        "import signal, socket, sys\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+         socket.create_server(('127.0.0.1', int(sys.argv[1]))).accept()\n",
+    );
+    let port_text = port.to_string();
+    workspace.run([
+        "capture",
+        "--name",
+        "stubborn",
+        "--",
+        "/usr/bin/python3",
+        &script,
+        &port_text,
+    ]);
+    workspace.run(["restore", "-d", "stubborn"]);
+    let said = workspace.run(["stop", "--timeout", "0.2", "stubborn-1"]);
+    assert_eq!(said, "Killed stubborn-1, which did not stop in time\n");
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_captured_server_can_go_on_running() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let server = servers::plain("epoll", port);
+    let mut command = server.capture(&workspace, &["--name", "plain", "--leave-running"]);
+    let mut running = Killed(command.stdout(Stdio::null()).spawn().unwrap());
+    assert_eq!(server.client.ask_until_answered(), "200 hello");
+    running.signal(Signal::SIGUSR1);
+    assert_eq!(running.wait(), Some(7));
+    workspace.run(["restore", "-d", "plain"]);
+    assert_eq!(ask::get(port, "/").unwrap(), "200 hello");
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_server_that_goes_to_the_background_is_captured() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let script = workspace.write(
+        "daemon.py",
+        "import os, socket, sys\n\
+         if os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\n\
+         listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
+         while True:\n    c, _ = listener.accept()\n    c.recv(65536)\n    \
+         c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\ndaemon')\n    c.close()\n",
+    );
+    let port_text = port.to_string();
+    workspace.run([
+        "capture",
+        "--name",
+        "daemon",
+        "--",
+        "/usr/bin/python3",
+        &script,
+        &port_text,
+    ]);
+    for _ in 0..2 {
+        workspace.run(["restore", "-d", "daemon"]);
+        assert_eq!(ask::get(port, "/").unwrap(), "200 daemon");
+        workspace.run(["stop", "--all"]);
+    }
+    workspace.assert_clean();
+}
+
+#[test]
+fn everything_ends_with_a_killed_supervisor() {
+    let workspace = Workspace::new();
+    let port = capture_plain(&workspace, "accept", &["--name", "plain"]);
+    let mut command = workspace.warmimg(["restore", "plain"]);
+    let mut restored = Killed(
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    servers::plain("accept", port).client.ask_until_answered();
+    restored.signal(Signal::SIGKILL);
+    restored.wait();
+    servers::plain("accept", port).wait_for_silence();
+    // What the supervisor could not remove, the next restore does.
+    workspace.run(["restore", "-d", "plain"]);
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
+fn images_are_listed_and_removed() {
+    let workspace = Workspace::new();
+    capture_plain(&workspace, "accept", &["--name", "first"]);
+    capture_plain(&workspace, "accept", &["--name", "second"]);
+    let listed = workspace.run(["images"]);
+    let names: Vec<_> = listed
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(names, ["second", "first"]);
+    let newest = json(&workspace.run(["--json", "inspect"]));
+    assert_eq!(newest["names"][0], "second");
+    // One that is unknown: nothing is removed.
+    workspace.fail(107, ["rm", "first", "third"]);
+    workspace.run(["rm", "first", newest["digest"].as_str().unwrap()]);
+    assert_eq!(workspace.run(["images"]).lines().count(), 1);
+    workspace.assert_clean();
+}
+
+#[test]
+fn another_user_can_be_given() {
+    let workspace = Workspace::new();
+    let port = capture_plain(
+        &workspace,
+        "accept",
+        &["--name", "plain", "--user", "www-data"],
+    );
+    let image = json(&workspace.run(["--json", "inspect", "plain"]));
+    let uid = nix::unistd::User::from_name("www-data")
+        .unwrap()
+        .unwrap()
+        .uid
+        .as_raw();
+    assert_eq!(image["manifest"]["processes"][0]["uid"], uid);
+    workspace.run(["restore", "-d", "plain"]);
+    assert_eq!(ask::get(port, "/").unwrap(), "200 hello");
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
+fn doctor_finds_this_host_fit() {
+    let workspace = Workspace::new();
+    let said = workspace.run(["doctor"]);
+    assert!(
+        said.contains("a server was captured, restored in"),
+        "{said}"
+    );
+    assert!(said.ends_with("Capture and restore work here.\n"), "{said}");
+    for line in workspace.run(["--json", "doctor"]).lines() {
+        let finding = json(line);
+        assert_eq!(
+            (&finding["type"], &finding["schema"]),
+            (&"finding".into(), &1.into())
+        );
+    }
+    workspace.assert_clean();
+}

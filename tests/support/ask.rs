@@ -24,11 +24,11 @@ impl Client {
     /// Asks once; returns the status and body of the answer.
     pub fn ask(&self) -> io::Result<String> {
         match self {
-            Self::Http(port) => http(connect(*port)?),
+            Self::Http(port) => get(*port, "/"),
             Self::HttpOverUnix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(TRY))?;
-                http(stream)
+                http(stream, "/")
             }
             Self::FastCgi(port, script) => fast_cgi(connect(*port)?, script),
         }
@@ -59,6 +59,11 @@ impl Client {
     }
 }
 
+/// Asks an HTTP server for a path; returns the status and body of the answer.
+pub fn get(port: u16, path: &str) -> io::Result<String> {
+    http(connect(port)?, path)
+}
+
 fn connect(port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), TRY)?;
     stream.set_read_timeout(Some(TRY))?;
@@ -66,13 +71,16 @@ fn connect(port: u16) -> io::Result<TcpStream> {
 }
 
 /// The status line and the body; headers like the date differ from one answer to the next.
-fn http(mut stream: impl Read + Write) -> io::Result<String> {
-    stream.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+fn http(mut stream: impl Read + Write, path: &str) -> io::Result<String> {
+    // Written at once: a server may read no more than the first part.
+    let head = "HTTP/1.0\r\nHost: localhost\r\nConnection: close";
+    stream.write_all(format!("GET {path} {head}\r\n\r\n").as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
-    let (head, body) =
-        text.split_once("\r\n\r\n").ok_or_else(|| io::Error::other(format!("no answer: {text:?}")))?;
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| io::Error::other(format!("no answer: {text:?}")))?;
     let status = head.split_whitespace().nth(1).unwrap_or_default();
     if status != "200" {
         return Err(io::Error::other(format!("status {status}: {body}")));
@@ -92,7 +100,11 @@ fn fast_cgi(mut stream: TcpStream, script: &str) -> io::Result<String> {
         [&[1, kind, 0, 1, len[0], len[1], 0, 0], body].concat()
     };
     let mut params = Vec::new();
-    let pairs = [("SCRIPT_FILENAME", script), ("REQUEST_METHOD", "GET"), ("SCRIPT_NAME", "/")];
+    let pairs = [
+        ("SCRIPT_FILENAME", script),
+        ("REQUEST_METHOD", "GET"),
+        ("SCRIPT_NAME", "/"),
+    ];
     for (name, value) in pairs {
         params.extend([name.len() as u8, value.len() as u8]);
         params.extend(name.as_bytes());

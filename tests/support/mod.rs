@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod server;
+pub mod servers;
 
 use std::{
     fs,
@@ -29,7 +30,10 @@ pub struct Workspace {
 
 impl Workspace {
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("warmimg-test-").tempdir().unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("warmimg-test-")
+            .tempdir()
+            .unwrap();
         // Servers of other users work here too; the store inside is root's alone.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         fs::set_permissions(folder.path(), open).unwrap();
@@ -58,7 +62,10 @@ impl Workspace {
         arguments: impl IntoIterator<Item = S>,
     ) -> std::process::Command {
         let mut command = std::process::Command::new(cargo_bin!("warmimg"));
-        command.args(arguments).current_dir(self.path()).env("WARMIMG_STORE", self.store());
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env("WARMIMG_STORE", self.store());
         self.mark(&mut command);
         command
     }
@@ -102,7 +109,12 @@ impl Workspace {
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .filter(|&pid| pid != std::process::id() as i32)
             .filter(is_ours)
-            .map(|pid| (pid, fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default()))
+            .map(|pid| {
+                (
+                    pid,
+                    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default(),
+                )
+            })
             .collect()
     }
 
@@ -110,14 +122,21 @@ impl Workspace {
     pub fn assert_clean(&self) {
         wait_until("its processes to end", || {
             let left = self.processes();
-            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+            if left.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{left:?}"))
+            }
         });
         let place = self.path().to_str().unwrap();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let mounts: Vec<_> = mounts.lines().filter(|line| line.contains(place)).collect();
         assert_eq!(mounts, [""; 0]);
         let sockets = fs::read_to_string("/proc/net/unix").unwrap();
-        let sockets: Vec<_> = sockets.lines().filter(|line| line.contains(place)).collect();
+        let sockets: Vec<_> = sockets
+            .lines()
+            .filter(|line| line.contains(place))
+            .collect();
         assert_eq!(sockets, [""; 0]);
         for folder in ["staging", "instances"] {
             let path = self.store().join(folder);
@@ -173,7 +192,10 @@ impl Killed {
 
 /// Runs a command to its end, or kills it at the limit.
 pub fn finish(command: &mut std::process::Command) -> Output {
-    assert_cmd::Command::from_std(clone_of(command)).timeout(LIMIT).output().unwrap()
+    assert_cmd::Command::from_std(clone_of(command))
+        .timeout(LIMIT)
+        .output()
+        .unwrap()
 }
 
 fn clone_of(command: &std::process::Command) -> std::process::Command {
@@ -220,19 +242,32 @@ pub fn pause() {
 
 /// A TCP port that nothing listens on.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// A file of the test servers that come with this repository.
 pub fn fixture(path: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/servers");
-    folder.join(path).canonicalize().unwrap().display().to_string()
+    folder
+        .join(path)
+        .canonicalize()
+        .unwrap()
+        .display()
+        .to_string()
 }
 
 /// A file that set-up prepared for the test servers.
 pub fn prepared(path: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/servers");
     let path = folder.join(path);
-    assert!(path.exists(), "{} is missing; run `cargo xtask setup --tests`", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing; run `cargo xtask setup --tests`",
+        path.display()
+    );
     path.display().to_string()
 }

@@ -18,7 +18,12 @@ pub struct Server {
 impl Server {
     pub fn new<S: Into<String>>(client: Client, command: impl IntoIterator<Item = S>) -> Self {
         let command = command.into_iter().map(Into::into).collect();
-        Self { command, environment: vec![], user: None, client }
+        Self {
+            command,
+            environment: vec![],
+            user: None,
+            client,
+        }
     }
 
     pub fn environment(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -73,8 +78,15 @@ impl Server {
         self.wait_for_silence();
 
         let output = super::finish(&mut self.capture(workspace, &["--name", "server"]));
-        assert!(output.status.success(), "capture: {}", super::describe(&output));
-        assert!(self.client.is_refused(), "the captured server still listens");
+        assert!(
+            output.status.success(),
+            "capture: {}",
+            super::describe(&output)
+        );
+        assert!(
+            self.client.is_refused(),
+            "the captured server still listens"
+        );
 
         for round in 1..=3 {
             workspace.run(["restore", "-d", "server"]);
@@ -96,7 +108,7 @@ impl Server {
         workspace.assert_clean();
     }
 
-    fn wait_for_silence(&self) {
+    pub fn wait_for_silence(&self) {
         wait_until("the server to be gone", || match self.client.is_refused() {
             true => Ok(()),
             false => Err("it answers".to_owned()),

@@ -143,7 +143,7 @@ pub async fn capture(
     drop((stdout, stderr));
 
     progress(Progress::Attaching);
-    let mut watch = Watch::attach(options.point)?;
+    let mut watch = Watch::attach(Some(options.point))?;
     let mut start_up = StartUp::new(options);
     let reached = async {
         start_up
@@ -170,6 +170,7 @@ pub async fn capture(
     carry::delete_mapped(&tree.members, begun_at).map_err(CaptureError::Carry)?;
     let request = criu::DumpRequest {
         root: tree.root,
+        foreign_session: tree.foreign_session,
         after: match options.leave_running {
             true => criu::AfterDump::LeaveStopped,
             false => criu::AfterDump::Kill,
@@ -217,6 +218,7 @@ pub async fn capture(
         },
         capture,
         listeners: tree.listeners,
+        shared_ports: edit::shared_ports(&staging.criu())?,
         root: tree.root,
         processes: tree.members.into_iter().map(|member| member.info).collect(),
         memory_bytes: memory_bytes(&staging.work()),
@@ -224,7 +226,11 @@ pub async fn capture(
         stderr,
         clocks: tree.clocks,
         host: Host::read().map_err(CaptureError::Host)?,
-        criu: CriuInfo { version, user },
+        criu: CriuInfo {
+            version,
+            user,
+            foreign_session: tree.foreign_session,
+        },
         dependencies: store::dependencies(edit::files(&staging.criu())?),
         files: vec![],
     };

@@ -27,7 +27,11 @@ const TEMPORARY: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
 /// If a file cannot be deleted.
 pub fn delete_mapped(members: &[Member], since: SystemTime) -> io::Result<Vec<PathBuf>> {
     let mut deleted = Vec::new();
-    for path in members.iter().flat_map(shared_files).collect::<BTreeSet<_>>() {
+    for path in members
+        .iter()
+        .flat_map(shared_files)
+        .collect::<BTreeSet<_>>()
+    {
         if is_own(&path, since) {
             fs::remove_file(&path)?;
             deleted.push(path);
@@ -53,7 +57,10 @@ fn shared_files(member: &Member) -> Vec<PathBuf> {
 /// A file in a temporary folder, under one name only, and made after `since`.
 fn is_own(path: &Path, since: SystemTime) -> bool {
     let in_temporary = TEMPORARY.iter().any(|folder| path.starts_with(folder));
-    let metadata = path.symlink_metadata().ok().filter(|m| m.is_file() && m.nlink() == 1);
+    let metadata = path
+        .symlink_metadata()
+        .ok()
+        .filter(|m| m.is_file() && m.nlink() == 1);
     let made = metadata.and_then(|metadata| metadata.created().ok());
     in_temporary && made.is_some_and(|made| made >= since)
 }
@@ -71,6 +78,9 @@ mod tests {
         assert!(is_own(file.path(), SystemTime::now() - hour));
         assert!(!is_own(file.path(), SystemTime::now() + hour));
         assert!(!is_own(Path::new("/etc/passwd"), SystemTime::UNIX_EPOCH));
-        assert!(!is_own(Path::new("/tmp/no/such/file"), SystemTime::UNIX_EPOCH));
+        assert!(!is_own(
+            Path::new("/tmp/no/such/file"),
+            SystemTime::UNIX_EPOCH
+        ));
     }
 }

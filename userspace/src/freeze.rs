@@ -34,6 +34,8 @@ pub enum FreezeError {
 /// A stopped process tree.
 pub struct FrozenTree {
     pub root: NsPid,
+    /// The root is no session leader.
+    pub foreign_session: bool,
     /// Parents before children.
     pub members: Vec<Member>,
     pub listeners: Vec<Listener>,
@@ -65,8 +67,8 @@ pub async fn freeze(sandbox: &mut Sandbox) -> Result<FrozenTree, FreezeError> {
         .iter()
         .filter(|m| m.info.parent == NsPid(1))
         .collect();
-    let root = match roots[..] {
-        [root] => root.info.pid,
+    let (root, foreign_session) = match roots[..] {
+        [root] => (root.info.pid, root.session != root.info.pid),
         [] => return Err(FreezeError::Gone),
         _ => {
             let name = |m: &&Member| format!("{} (pid {})", m.info.name, m.host);
@@ -78,6 +80,7 @@ pub async fn freeze(sandbox: &mut Sandbox) -> Result<FrozenTree, FreezeError> {
     let listeners = tree::listeners(&pids);
     Ok(FrozenTree {
         root,
+        foreign_session,
         members,
         listeners,
         clocks,

@@ -15,10 +15,10 @@ pub mod commands;
 pub mod capture;
 pub mod restore;
 
+pub mod carry;
 pub mod criu;
 pub mod edit;
 pub mod freeze;
-pub mod carry;
 pub mod instance;
 pub mod spawn;
 pub mod store;

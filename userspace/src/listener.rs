@@ -35,6 +35,23 @@ impl fmt::Display for Listener {
     }
 }
 
+/// Whether something else listens where this would: the kernel is asked by binding to it.
+pub fn is_taken(address: SocketAddr) -> bool {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let bound =
+        socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).and_then(|socket| {
+            // As servers do: connections that linger in TIME_WAIT are no hindrance.
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            bind(&socket, &address)
+        });
+    bound == Err(rustix::io::Errno::ADDRINUSE)
+}
+
 /// Every listening socket of the network namespace, with its inode.
 pub fn all() -> Vec<(u64, Listener)> {
     let tcp = procfs::net::tcp().unwrap_or_default();
@@ -90,6 +107,15 @@ mod tests {
         assert!(tcp("[::]:80").clashes_with(&tcp("127.0.0.1:80")));
         assert!(!tcp("127.0.0.2:80").clashes_with(&tcp("127.0.0.1:80")));
         assert!(!tcp("0.0.0.0:81").clashes_with(&tcp("0.0.0.0:80")));
+    }
+
+    #[test]
+    fn an_address_is_taken_as_long_as_something_listens() {
+        let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = socket.local_addr().unwrap();
+        assert!(is_taken(address));
+        drop(socket);
+        assert!(!is_taken(address));
     }
 
     #[test]

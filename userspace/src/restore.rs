@@ -13,10 +13,10 @@ use crate::{
     edit,
     host::Clocks,
     instance::{Folder, InstanceError, Record},
-    listener::Listener,
+    listener::{self, Listener},
     output::Output,
     spawn::{ClockOffsets, Descriptors, Plan, STDERR, STDOUT, Sandbox, SpawnError},
-    store::{Image, Store, now_ms},
+    store::{Image, Manifest, Store, now_ms},
     tree,
 };
 
@@ -93,7 +93,7 @@ pub async fn restore(
 ) -> Result<Restored, RestoreError> {
     let begun = Instant::now();
     let manifest = &image.manifest;
-    refuse_live_paths(&manifest.listeners)?;
+    refuse_taken(manifest)?;
     let folder = Folder::create(&store.instances(), image.label())?;
     let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(RestoreError::Kerndat)?;
     let plan = Plan {
@@ -124,12 +124,13 @@ pub async fn restore(
             (manifest.stdout.clone(), STDOUT),
             (manifest.stderr.clone(), STDERR),
         ],
+        foreign_session: manifest.criu.foreign_session,
         limit: LIMIT,
     };
     let before_criu = Instant::now();
     let root = criu::restore(&mut sandbox, manifest.criu.user, &request, &folder.work())
         .await
-        .map_err(|error| explain(store, manifest.listeners.iter(), error))?;
+        .map_err(|error| keep_log(store, error))?;
     sandbox.set_main(root).await?;
     let timings = Timings {
         namespaces,
@@ -168,41 +169,26 @@ fn continue_clocks(captured: Clocks, now: Clocks) -> ClockOffsets {
     }
 }
 
-/// CRIU removes a socket's path before it binds to it, even if another server listens there.
-fn refuse_live_paths(listeners: &[Listener]) -> Result<(), RestoreError> {
-    for listener in listeners {
-        if matches!(listener, Listener::Unix { .. })
-            && let Some(holder) = tree::holder(listener)
-        {
-            return Err(RestoreError::PortTaken {
-                listener: listener.clone(),
-                holder,
-            });
+/// Refuses an image whose addresses are taken, and says by whom. CRIU would not always: it
+/// removes a socket's path before it binds to it, and it binds with SO_REUSEPORT, by which a
+/// second copy can come to listen on a port that another one restored by it has.
+fn refuse_taken(manifest: &Manifest) -> Result<(), RestoreError> {
+    let is_taken = |listener: &Listener| match listener {
+        Listener::Tcp { address } => {
+            !manifest.shared_ports.contains(&address.port()) && listener::is_taken(*address)
         }
-    }
-    Ok(())
-}
-
-/// Finds out whether CRIU failed because an address is taken, and by whom. Looked up only then:
-/// a restore that works does not pay for it.
-fn explain<'a>(
-    store: &Store,
-    mut listeners: impl Iterator<Item = &'a Listener>,
-    error: CriuError,
-) -> RestoreError {
-    let is_about_sockets = match &error {
-        CriuError::Failed { lines, .. } => lines
-            .iter()
-            .any(|line| line.contains("bind") || line.contains("listen")),
-        _ => false,
+        Listener::Unix { .. } => tree::holder(listener).is_some(),
     };
-    let taken = || listeners.find_map(|listener| Some((listener, tree::holder(listener)?)));
-    match is_about_sockets.then(taken).flatten() {
-        Some((listener, holder)) => RestoreError::PortTaken {
+    match manifest
+        .listeners
+        .iter()
+        .find(|listener| is_taken(listener))
+    {
+        None => Ok(()),
+        Some(listener) => Err(RestoreError::PortTaken {
             listener: listener.clone(),
-            holder,
-        },
-        None => RestoreError::Criu(keep_log(store, error)),
+            holder: tree::holder(listener).unwrap_or_else(|| "another process".to_owned()),
+        }),
     }
 }
 

@@ -53,6 +53,8 @@ pub struct ProcessInfo {
 pub struct Member {
     pub host: HostPid,
     pub info: ProcessInfo,
+    /// The session leader's, in the same namespace; 0 if it is in none of it.
+    pub session: NsPid,
     /// Effective, saved and real ids are not all the same.
     pub mixed_ids: bool,
 }
@@ -122,6 +124,7 @@ fn describe_one(host: HostPid) -> Option<Member> {
     Some(Member {
         host,
         mixed_ids: ids.iter().any(|&id| id != ids[0]) || groups.iter().any(|&id| id != groups[0]),
+        session: NsPid(*status.nssid.as_ref()?.last()?),
         info: ProcessInfo {
             pid: NsPid(*status.nspid?.last()?),
             parent,

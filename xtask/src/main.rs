@@ -1,1 +1,80 @@
-fn main() {}
+//! What a person runs from a checkout: `cargo xtask setup | demo | test | ci | bench | docs`.
+
+mod criu;
+mod demo;
+mod docs;
+mod run;
+mod setup;
+
+use anyhow::{Result, bail};
+use run::Runner;
+
+const USAGE: &str = "\
+Usage: cargo xtask COMMAND [--dry-run]
+
+  setup [--tests]   install what is missing to build warmimg (and to test it)
+  demo              set up, build, then capture and restore the demo server
+  test              set up and run all tests
+  ci                test, and check format, lints and documents
+  bench [--runs N]  start-up of the real servers, cold and restored in turn
+  docs [--check]    write the help texts into README.md (or check them)
+
+  --dry-run         only show what would be done";
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    let runner = Runner::new(has("--dry-run"))?;
+    match arguments.first().map(String::as_str) {
+        Some("setup") => setup::set_up(&runner, has("--tests")),
+        Some("demo") => demo::run(&runner),
+        Some("test") => test(&runner),
+        Some("ci") => ci(&runner),
+        Some("bench") => bench(&runner, &arguments[1..]),
+        Some("docs") => docs::update(&runner, has("--check")),
+        Some("help" | "--help" | "-h") => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("unknown command\n\n{USAGE}"),
+    }
+}
+
+fn test(runner: &Runner) -> Result<()> {
+    setup::set_up(runner, true)?;
+    runner.cargo_as_root(&["test", "--workspace", "--locked"])
+}
+
+fn ci(runner: &Runner) -> Result<()> {
+    test(runner)?;
+    runner.cargo(&["fmt", "--all", "--check"])?;
+    let lints = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    runner.cargo(&lints)?;
+    docs::update(runner, true)
+}
+
+fn bench(runner: &Runner, arguments: &[String]) -> Result<()> {
+    setup::set_up(runner, true)?;
+    let arguments = arguments
+        .iter()
+        .map(String::as_str)
+        .filter(|&a| a != "--dry-run");
+    let bench = [
+        "bench",
+        "--locked",
+        "--package",
+        "warmimg",
+        "--bench",
+        "startup",
+        "--",
+    ];
+    runner.cargo_as_root(&bench.into_iter().chain(arguments).collect::<Vec<_>>())
+}

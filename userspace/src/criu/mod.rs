@@ -94,6 +94,8 @@ pub enum AfterDump {
 /// A dump to be made.
 pub struct DumpRequest {
     pub root: NsPid,
+    /// The root is no session leader.
+    pub foreign_session: bool,
     pub after: AfterDump,
     pub limit: Duration,
 }
@@ -103,6 +105,8 @@ pub struct RestoreRequest {
     /// Descriptors that take the place of captured files: CRIU's name of the file, and the
     /// number in init.
     pub inherited: Vec<(String, i32)>,
+    /// As at the dump.
+    pub foreign_session: bool,
     pub limit: Duration,
 }
 
@@ -121,8 +125,9 @@ pub async fn dump(
     let mut options = options(DUMP_LOG, LogLevel::Debug);
     options.set_pid(request.root.0);
     options.set_leave_stopped(request.after == AfterDump::LeaveStopped);
-    options.set_file_locks(true);
-    options.set_ext_unix_sk(true);
+    options.set_shell_job(request.foreign_session);
+    // A client that connects to the frozen server is not part of it.
+    options.set_tcp_skip_in_flight(true);
     options.set_link_remap(true);
     options.set_ghost_limit(GHOST_LIMIT);
     let message = message(rpc::Criu_req_type::DUMP, options);
@@ -150,8 +155,7 @@ pub async fn restore(
 ) -> Result<NsPid, CriuError> {
     let mut options = options(RESTORE_LOG, LogLevel::Warning);
     options.set_rst_sibling(true);
-    options.set_file_locks(true);
-    options.set_ext_unix_sk(true);
+    options.set_shell_job(request.foreign_session);
     for (key, fd) in &request.inherited {
         let mut inherit = rpc::Inherit_fd::new();
         inherit.set_key(key.clone());
@@ -186,6 +190,8 @@ fn options(log: &str, level: LogLevel) -> rpc::Criu_opts {
     // For root too: CRIU then takes its kernel data cache from a folder of ours instead of
     // /run, and does not run iptables.
     options.set_unprivileged(true);
+    options.set_file_locks(true);
+    options.set_ext_unix_sk(true);
     // There is no connection to protect: a tree with one is refused.
     options.set_network_lock(rpc::Criu_network_lock_method::SKIP);
     options.set_manage_cgroups_mode(rpc::Criu_cg_mode::IGNORE);

@@ -75,6 +75,7 @@ mod tests {
     fn member(pid: i32, uid: u32) -> Member {
         Member {
             host: HostPid(pid),
+            session: NsPid(pid),
             mixed_ids: false,
             info: ProcessInfo {
                 pid: NsPid(pid),

@@ -17,6 +17,7 @@ use self::image::{Image, Kind};
 
 mod file_entry {
     pub const REG: u32 = 3;
+    pub const ISK: u32 = 4;
 }
 
 mod reg_file_entry {
@@ -25,6 +26,18 @@ mod reg_file_entry {
     pub const SIZE: u32 = 8;
     /// `checksum`, `checksum_config` and `checksum_parameter`.
     pub const CHECKSUM: [u32; 3] = [12, 13, 14];
+}
+
+mod inet_sk_entry {
+    pub const STATE: u32 = 6;
+    pub const SRC_PORT: u32 = 7;
+    pub const OPTS: u32 = 14;
+    /// `TCP_LISTEN` of include/net/tcp_states.h.
+    pub const LISTEN: u64 = 10;
+}
+
+mod sk_opts_entry {
+    pub const SO_REUSEPORT: u32 = 17;
 }
 
 mod core_entry {
@@ -121,6 +134,23 @@ pub fn files(images: &Path) -> Result<BTreeSet<PathBuf>, EditError> {
         Some(Path::new("/").join(std::ffi::OsString::from_vec(name)))
     };
     Ok(image.entries.iter().filter_map(name).collect())
+}
+
+/// The ports that the server shares with others by SO_REUSEPORT.
+///
+/// # Errors
+/// See [`EditError`].
+pub fn shared_ports(images: &Path) -> Result<BTreeSet<u16>, EditError> {
+    let image = Image::read(&images.join("files.img"), Kind::Files)?;
+    let port = |entry: &wire::Message| -> Option<u16> {
+        let socket = wire::Message::parse(entry.bytes(file_entry::ISK)?)?;
+        let options = wire::Message::parse(socket.bytes(inet_sk_entry::OPTS)?)?;
+        let shares = options.number(sk_opts_entry::SO_REUSEPORT) == Some(1)
+            && socket.number(inet_sk_entry::STATE) == Some(inet_sk_entry::LISTEN);
+        let port = socket.number(inet_sk_entry::SRC_PORT)?;
+        shares.then_some(port as u16)
+    };
+    Ok(image.entries.iter().filter_map(port).collect())
 }
 
 /// How many pages of memory a dump wrote, from CRIU's statistics in the work folder.

@@ -112,6 +112,8 @@ pub fn run(plan: &Plan, descriptors: &[RawFd]) -> ! {
 
 fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
     let _ = rustix::thread::set_name(c"warmimg-init");
+    // Away from the caller's terminal, and a session that a restored daemon can be put into.
+    let _ = nix::unistd::setsid();
     if sys::keep_only(descriptors).is_err() || quiet_stdio().is_err() {
         return 70;
     }
@@ -341,7 +343,10 @@ impl Init<'_> {
         // Not clone3's set_tid: that leaves the counter behind, and the command's own children
         // and threads would get the low pids that a restore needs for itself.
         if let Err(error) = fs::write(LAST_PID, (FIRST_PID - 1).to_string()) {
-            return Notice::Failed { step: Step::Fork, errno: errno_of(&error) };
+            return Notice::Failed {
+                step: Step::Fork,
+                errno: errno_of(&error),
+            };
         }
         match sys::fork(sys::NewNamespaces::default()) {
             Ok(sys::Fork::Child) => {

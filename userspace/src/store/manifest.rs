@@ -1,6 +1,7 @@
 //! What an image is: `manifest.json`, whose digest names the image.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -27,6 +28,8 @@ pub struct Manifest {
     pub command: CommandInfo,
     pub capture: Capture,
     pub listeners: Vec<Listener>,
+    /// TCP ports of them that the server shares with others by SO_REUSEPORT.
+    pub shared_ports: BTreeSet<u16>,
     /// The process that the tree is restored from.
     pub root: NsPid,
     /// Parents before children.
@@ -86,6 +89,9 @@ pub struct CriuInfo {
     pub version: Version,
     /// Whom it ran as, and must run as again.
     pub user: User,
+    /// The leader of the root's session was gone, as that of a daemon is: CRIU restores the root
+    /// into the session of init.
+    pub foreign_session: bool,
 }
 
 /// A file that must be there, and be the same, at a restore.

@@ -22,6 +22,7 @@ fn manifest(created_ms: u64) -> Manifest {
             dropped_events: 0,
         },
         listeners: vec![],
+        shared_ports: Default::default(),
         root: NsPid(300),
         processes: vec![],
         memory_bytes: 4096,
@@ -32,6 +33,7 @@ fn manifest(created_ms: u64) -> Manifest {
         criu: CriuInfo {
             version: criu::Version(4, 2, 1),
             user: criu::User::Root,
+            foreign_session: false,
         },
         dependencies: vec![],
         files: vec![],

@@ -170,6 +170,37 @@ impl<'a> Btf<'a> {
         std::str::from_utf8(&bytes[..end]).ok()
     }
 
+    /// The names of all types, functions and variables, those without a name left out.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.types
+            .iter()
+            .filter_map(|t| self.name(t.name))
+            .filter(|name| !name.is_empty())
+    }
+
+    /// The members of a structure, with their offsets in bytes; empty if there is none.
+    pub fn members(&self, structure: &str) -> Vec<(&'a str, u32)> {
+        let Some(found) = self
+            .structures
+            .get(structure)
+            .and_then(|&id| self.types.get(id))
+        else {
+            return vec![];
+        };
+        let offset = |bits: u32| {
+            (if found.has_bit_fields {
+                bits & 0xff_ffff
+            } else {
+                bits
+            }) / 8
+        };
+        found
+            .members
+            .chunks_exact(12)
+            .filter_map(|entry| Some((self.name(word(entry, 0)?)?, offset(word(entry, 8)?))))
+            .collect()
+    }
+
     /// Whether the kernel has a tracepoint of this name that a probe can attach to.
     pub fn has_tracepoint(&self, wanted: &str) -> bool {
         let wanted = format!("btf_trace_{wanted}");

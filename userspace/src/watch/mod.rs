@@ -2,7 +2,7 @@
 //!
 //! The only module that knows aya. The probe is attached as long as the [`Watch`] lives.
 
-mod btf;
+pub mod btf;
 
 use std::{
     fs, io,
@@ -129,15 +129,15 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Loads the probe, set to stop the tree at `point`, and attaches it.
+    /// Loads the probe, set to stop the tree at `point` if there is one, and attaches it.
     ///
     /// # Errors
     /// See [`WatchError`].
-    pub fn attach(point: CapturePoint) -> Result<Self, WatchError> {
+    pub fn attach(point: Option<CapturePoint>) -> Result<Self, WatchError> {
         let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
         let offsets = kernel_offsets(&data)?;
         let btf = aya::Btf::parse(&data, aya::Endianness::default())?;
-        let stop_at = point.stop_at();
+        let stop_at = point.map_or(probe::STOP_NEVER, CapturePoint::stop_at);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets[..], true)

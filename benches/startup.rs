@@ -1,0 +1,174 @@
+//! Start-up of the real servers, cold and restored in turn: `cargo xtask bench`.
+//!
+//! Prints, as medians: the first byte of the first response seen from outside after the start of
+//! the process, cold and restored; the cost of the probe; and what `warmimg restore` costs beyond
+//! what CRIU counts as its restore.
+
+#[path = "../tests/support/mod.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with the integration tests, which use the rest"
+)]
+mod support;
+
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use support::{Killed, Workspace, server::Server, servers};
+use warmimg::{tree::HostPid, watch::Watch};
+
+/// How often the client tries, which is also its resolution.
+const INTERVAL: Duration = Duration::from_micros(250);
+
+fn main() {
+    let runs = std::env::args()
+        .skip_while(|argument| argument != "--runs")
+        .nth(1)
+        .map_or(9, |runs| runs.parse().expect("--runs takes a number"));
+    println!("Medians of {runs}, cold and restored in turn; first byte of the first response.\n");
+    println!(
+        "{:<22} {:>9} {:>9} {:>7}",
+        "server", "cold", "restored", "ratio"
+    );
+    let table: [(&str, fn(&Workspace) -> Server); 7] = [
+        ("Express", |_| servers::express()),
+        ("FastAPI", |_| servers::fastapi_on_uvicorn()),
+        ("Django, 2 workers", |_| servers::django_on_gunicorn()),
+        ("Rails", |_| servers::rails_on_puma()),
+        ("Tomcat", servers::tomcat),
+        ("Caddy", servers::caddy),
+        ("Apache with mod_php", servers::apache_prefork_with_mod_php),
+    ];
+    for (name, server) in table {
+        let workspace = Workspace::new();
+        let server = server(&workspace);
+        let output = support::finish(&mut server.capture(&workspace, &["--name", "server"]));
+        assert!(output.status.success(), "{}", support::describe(&output));
+        let (mut cold, mut restored) = (Vec::new(), Vec::new());
+        for _ in 0..runs {
+            cold.push(first_byte_cold(&server, &workspace));
+            restored.push(first_byte_restored(&server, &workspace));
+        }
+        let (cold, restored) = (median(cold), median(restored));
+        let ratio = cold.as_secs_f64() / restored.as_secs_f64();
+        println!(
+            "{name:<22} {:>6.1} ms {:>6.1} ms {ratio:>6.1}x",
+            ms(cold),
+            ms(restored)
+        );
+    }
+    probe_cost(runs);
+    fixed_cost(runs);
+}
+
+fn first_byte_cold(server: &Server, workspace: &Workspace) -> Duration {
+    let begun = Instant::now();
+    let cold = server.start_cold(workspace);
+    let time = first_byte(server, begun);
+    drop(cold);
+    server.wait_for_silence();
+    time
+}
+
+fn first_byte_restored(server: &Server, workspace: &Workspace) -> Duration {
+    let mut command = workspace.warmimg(["restore", "server"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let begun = Instant::now();
+    let mut restored = Killed(command.spawn().expect("warmimg starts"));
+    let time = first_byte(server, begun);
+    restored.signal(Signal::SIGTERM);
+    restored.wait();
+    server.wait_for_silence();
+    time
+}
+
+fn first_byte(server: &Server, begun: Instant) -> Duration {
+    loop {
+        if server.client.ask().is_ok() {
+            return begun.elapsed();
+        }
+        assert!(begun.elapsed() < support::LIMIT, "no answer");
+        std::thread::sleep(INTERVAL);
+    }
+}
+
+/// Cold starts with and without the probe following them, in turn.
+fn probe_cost(runs: usize) {
+    println!(
+        "\n{:<22} {:>9} {:>9} {:>7}",
+        "cost of the probe", "without", "with", ""
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.expect("a runtime");
+    let _inside = runtime.enter();
+    for (name, server) in [
+        ("Express", servers::express as fn() -> Server),
+        ("Django, 2 workers", servers::django_on_gunicorn),
+        ("Rails", servers::rails_on_puma),
+    ] {
+        let workspace = Workspace::new();
+        let server = server();
+        let (mut without, mut with) = (Vec::new(), Vec::new());
+        for _ in 0..runs * 2 {
+            without.push(first_byte_cold(&server, &workspace));
+            let mut watch = Watch::attach(None).expect("the probe attaches");
+            watch
+                .follow(HostPid(std::process::id() as i32))
+                .expect("this process is followed");
+            with.push(first_byte_cold(&server, &workspace));
+        }
+        let (without, with) = (median(without), median(with));
+        let more = (with.as_secs_f64() / without.as_secs_f64() - 1.0) * 100.0;
+        println!(
+            "{name:<22} {:>6.1} ms {:>6.1} ms {more:>+6.1}%",
+            ms(without),
+            ms(with)
+        );
+    }
+}
+
+/// The time from the start of `warmimg restore -d` to its end, less CRIU's own restore time.
+fn fixed_cost(runs: usize) {
+    println!(
+        "\n{:<22} {:>9} {:>9} {:>7}",
+        "fixed cost", "restore", "CRIU", "beyond"
+    );
+    let workspace = Workspace::new();
+    let server = servers::express();
+    support::finish(&mut server.capture(&workspace, &["--name", "server"]));
+    let (mut whole, mut criu, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..runs {
+        let begun = Instant::now();
+        let line = workspace.run(["--json", "restore", "-d", "server"]);
+        let time = begun.elapsed();
+        let report: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        let in_criu = report["criu_restore_us"]
+            .as_u64()
+            .expect("CRIU's statistics");
+        let in_criu = Duration::from_micros(in_criu);
+        whole.push(time);
+        criu.push(in_criu);
+        beyond.push(time.saturating_sub(in_criu));
+        workspace.run(["stop", "--all"]);
+        server.wait_for_silence();
+    }
+    let (whole, criu, beyond) = (ms(median(whole)), ms(median(criu)), ms(median(beyond)));
+    println!(
+        "{:<22} {whole:>6.1} ms {criu:>6.1} ms {beyond:>4.1} ms",
+        "Express"
+    );
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
