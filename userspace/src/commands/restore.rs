@@ -21,7 +21,7 @@ pub async fn run(
     let mut signals = Signals::catch()?;
     let mut restored = tokio::select! {
         restored = restore::restore(&store, &criu, &image, arguments.detach) => restored?,
-        () = signals.ended() => return Err(RestoreError::Interrupted.into()),
+        () = signals.overdue() => return Err(RestoreError::Interrupted.into()),
     };
     report.restored(&restored)?;
     if arguments.detach {

@@ -15,7 +15,11 @@ const FORWARDED: [i32; 6] = [
 ];
 
 /// Signals to this process, caught from the making of this on.
-pub struct Signals(Vec<(i32, Signal)>);
+pub struct Signals {
+    caught: Vec<(i32, Signal)>,
+    /// Taken while there was no server yet to pass them on to.
+    kept: Vec<i32>,
+}
 
 impl Signals {
     /// Catches the signals that are passed on.
@@ -24,18 +28,32 @@ impl Signals {
     /// [`Error::Runtime`].
     pub fn catch() -> Result<Self, Error> {
         let catch = |number| Ok((number, signal(SignalKind::from_raw(number))?));
-        FORWARDED
-            .into_iter()
-            .map(catch)
-            .collect::<Result<_, _>>()
-            .map(Self)
+        let caught: Result<Vec<_>, _> = FORWARDED.into_iter().map(catch).collect();
+        caught
+            .map(|caught| Self {
+                caught,
+                kept: vec![],
+            })
             .map_err(Error::Runtime)
+    }
+
+    /// Keeps the signals that come for the server, which may answer before its restore is seen to
+    /// be complete. Completes when one asked to end and was not heard for a second.
+    pub async fn overdue(&mut self) {
+        const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+        loop {
+            let number = self.next().await;
+            self.kept.push(number);
+            if matches!(number, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT) {
+                return tokio::time::sleep(GRACE).await;
+            }
+        }
     }
 
     /// Waits for the next one. Can be cancelled without losing one.
     pub async fn next(&mut self) -> i32 {
         std::future::poll_fn(|context| {
-            for (number, signal) in &mut self.0 {
+            for (number, signal) in &mut self.caught {
                 if signal.poll_recv(context).is_ready() {
                     return std::task::Poll::Ready(*number);
                 }
@@ -60,6 +78,9 @@ pub async fn supervise(
     output: Option<&mut Output>,
     signals: &mut Signals,
 ) -> Result<u8, RestoreError> {
+    for number in std::mem::take(&mut signals.kept) {
+        sandbox.signal(number).await?;
+    }
     let status = loop {
         tokio::select! {
             status = sandbox.exit() => break status?,
