@@ -1,4 +1,5 @@
-//! Start-up of the real servers, cold and restored in turn: `cargo xtask bench`.
+//! Start-up of the real servers, cold and restored in turn: `cargo xtask bench`, with
+//! `--runs N` and `--part servers|probe|fixed`.
 //!
 //! Prints, as medians: the first byte of the first response seen from outside after the start of
 //! the process, cold and restored; the cost of the probe; and what `warmimg restore` costs beyond
@@ -17,30 +18,48 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use support::{Killed, Workspace, server::Server, servers};
+use support::{Killed, Workspace, server::Server, servers as real};
 use warmimg::{tree::HostPid, watch::Watch};
 
 /// How often the client tries, which is also its resolution.
 const INTERVAL: Duration = Duration::from_micros(250);
 
-fn main() {
-    let runs = std::env::args()
-        .skip_while(|argument| argument != "--runs")
+/// The value of an option on the command line.
+fn option(name: &str) -> Option<String> {
+    std::env::args()
+        .skip_while(|argument| argument != name)
         .nth(1)
-        .map_or(9, |runs| runs.parse().expect("--runs takes a number"));
+}
+
+fn main() {
+    let runs = option("--runs").map_or(9, |runs| runs.parse().expect("--runs takes a number"));
+    let part = option("--part");
+    let is_wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
+    if is_wanted("servers") {
+        servers(runs);
+    }
+    if is_wanted("probe") {
+        probe_cost(runs);
+    }
+    if is_wanted("fixed") {
+        fixed_cost(runs);
+    }
+}
+
+fn servers(runs: usize) {
     println!("Medians of {runs}, cold and restored in turn; first byte of the first response.\n");
     println!(
         "{:<22} {:>9} {:>9} {:>7}",
         "server", "cold", "restored", "ratio"
     );
     let table: [(&str, fn(&Workspace) -> Server); 7] = [
-        ("Express", |_| servers::express()),
-        ("FastAPI", |_| servers::fastapi_on_uvicorn()),
-        ("Django, 2 workers", |_| servers::django_on_gunicorn()),
-        ("Rails", |_| servers::rails_on_puma()),
-        ("Tomcat", servers::tomcat),
-        ("Caddy", servers::caddy),
-        ("Apache with mod_php", servers::apache_prefork_with_mod_php),
+        ("Express", |_| real::express()),
+        ("FastAPI", |_| real::fastapi_on_uvicorn()),
+        ("Django, 2 workers", |_| real::django_on_gunicorn()),
+        ("Rails", |_| real::rails_on_puma()),
+        ("Tomcat", real::tomcat),
+        ("Caddy", real::caddy),
+        ("Apache with mod_php", real::apache_prefork_with_mod_php),
     ];
     for (name, server) in table {
         let workspace = Workspace::new();
@@ -60,8 +79,6 @@ fn main() {
             ms(restored)
         );
     }
-    probe_cost(runs);
-    fixed_cost(runs);
 }
 
 fn first_byte_cold(server: &Server, workspace: &Workspace) -> Duration {
@@ -107,16 +124,19 @@ fn probe_cost(runs: usize) {
     let runtime = runtime.expect("a runtime");
     let _inside = runtime.enter();
     for (name, server) in [
-        ("Express", servers::express as fn() -> Server),
-        ("Django, 2 workers", servers::django_on_gunicorn),
-        ("Rails", servers::rails_on_puma),
+        ("Express", real::express as fn() -> Server),
+        ("Django, 2 workers", real::django_on_gunicorn),
+        ("Rails", real::rails_on_puma),
     ] {
         let workspace = Workspace::new();
         let server = server();
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..runs * 2 {
+            // Attached both times, so that what it takes to attach burdens both starts.
+            let attach = || Watch::attach(None).expect("the probe attaches");
+            drop(attach());
             without.push(first_byte_cold(&server, &workspace));
-            let mut watch = Watch::attach(None).expect("the probe attaches");
+            let mut watch = attach();
             watch
                 .follow(HostPid(std::process::id() as i32))
                 .expect("this process is followed");
@@ -139,7 +159,7 @@ fn fixed_cost(runs: usize) {
         "fixed cost", "restore", "CRIU", "beyond"
     );
     let workspace = Workspace::new();
-    let server = servers::express();
+    let server = real::express();
     support::finish(&mut server.capture(&workspace, &["--name", "server"]));
     let (mut whole, mut criu, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {

@@ -418,6 +418,62 @@ fn another_user_can_be_given() {
     workspace.assert_clean();
 }
 
+/// The ids and capabilities of the process that listens on a port.
+fn credentials(port: u16) -> Vec<String> {
+    let pid = procfs::process::all_processes()
+        .unwrap()
+        .flatten()
+        .find(|process| {
+            let words = process.cmdline().unwrap_or_default();
+            words.first().is_some_and(|word| word.contains("python3"))
+                && words.contains(&port.to_string())
+        })
+        .unwrap()
+        .pid;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let kinds = ["Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:"];
+    let is_wanted = |line: &&str| kinds.iter().any(|kind| line.starts_with(kind));
+    status
+        .lines()
+        .filter(is_wanted)
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn a_restored_server_has_the_credentials_it_had() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let mut server = servers::plain("accept", port);
+    let user = [
+        "--reuid", "33", "--regid", "33", "--groups", "33,4,60", "--",
+    ];
+    server.command.splice(
+        ..0,
+        ["/usr/bin/setpriv"]
+            .iter()
+            .chain(&user)
+            .map(|s| (*s).into()),
+    );
+    let cold = server.start_cold(&workspace);
+    server.client.ask_until_answered();
+    let expected = credentials(port);
+    assert!(
+        expected.contains(&"CapAmb:\t0000000000000000".to_owned()),
+        "{expected:?}"
+    );
+    drop(cold);
+    server.wait_for_silence();
+
+    let output = finish(&mut server.capture(&workspace, &["--name", "plain"]));
+    assert!(output.status.success(), "{}", describe(&output));
+    workspace.run(["restore", "-d", "plain"]);
+    server.client.ask_until_answered();
+    assert_eq!(credentials(port), expected);
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
 #[test]
 fn doctor_finds_this_host_fit() {
     let workspace = Workspace::new();

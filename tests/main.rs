@@ -1,6 +1,8 @@
 //! Integration tests: real servers, the real kernel, the real CRIU. They need root; set-up of
 //! what they use is `cargo xtask setup --tests`.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 mod documents;
 mod errors;
 mod lifecycle;

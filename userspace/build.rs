@@ -18,16 +18,7 @@ fn main() -> Result<()> {
         .lines()
         .any(|line| line.starts_with(LINKED));
     let toolchain = if linked {
-        // aya-ebpf uses `asm_experimental_arch`, which a stable compiler has behind this switch.
-        // It is set here and not for the whole workspace, where it would change other crates.
-        // SAFETY: a build script's main thread, before it starts another.
-        #[expect(
-            unsafe_code,
-            reason = "set_var is unsafe only with other threads about"
-        )]
-        unsafe {
-            env::set_var("RUSTC_BOOTSTRAP", "1");
-        }
+        allow_unstable();
         Toolchain::Custom(LINKED)
     } else {
         Toolchain::Nightly
@@ -40,4 +31,15 @@ fn main() -> Result<()> {
     };
     aya_build::build_ebpf([package], toolchain)
         .context("the eBPF programs do not build; `cargo xtask setup` installs what they need")
+}
+
+/// aya-ebpf uses `asm_experimental_arch`, which a stable compiler has behind this switch. It is set
+/// here and not for the whole workspace, where it would change other crates.
+#[expect(
+    unsafe_code,
+    reason = "set_var is unsafe only with other threads about"
+)]
+fn allow_unstable() {
+    // SAFETY: a build script's main thread, before it starts another.
+    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
 }

@@ -87,7 +87,7 @@ impl Error {
             }
             Self::Command(_) | Self::NothingNamed => ExitCode::Usage,
             Self::Requirement(_) => ExitCode::MissingCapability,
-            Self::Program(error) => program_code(error),
+            Self::Program(_) => ExitCode::NoCriu,
             Self::Store(error) => store_code(error),
             Self::Instance(InstanceError::Unknown { .. }) => ExitCode::UnknownInstance,
             Self::Capture(error) => match error {
@@ -95,7 +95,7 @@ impl Error {
                 CaptureError::ExitedEarly { .. } => ExitCode::ExitedEarly,
                 CaptureError::Timeout { .. } => ExitCode::Timeout,
                 CaptureError::Interrupted => ExitCode::Interrupted,
-                CaptureError::Program(error) => program_code(error),
+                CaptureError::Program(_) => ExitCode::NoCriu,
                 CaptureError::Criu(error) => criu_code(error),
                 CaptureError::Store(error) => store_code(error),
                 CaptureError::User(_) | CaptureError::Freeze(FreezeError::SeveralRoots { .. }) => {
@@ -144,10 +144,6 @@ impl Error {
 
     /// Lines to show with the error: what the server or CRIU wrote.
     pub fn details(&self) -> Option<(&'static str, &[String])> {
-        let criu = |error| match error {
-            &CriuError::Failed { ref lines, .. } => Some(("Last lines of CRIU's log", &lines[..])),
-            _ => None,
-        };
         match self {
             Self::Capture(CaptureError::ExitedEarly { output, .. }) => {
                 Some(("Last lines of its output", output))
@@ -158,16 +154,13 @@ impl Error {
                 true => Some(("Last lines of its output", output)),
                 false => Some(("What it does now", blocked_on)),
             },
-            Self::Capture(CaptureError::Criu(error)) | Self::Restore(RestoreError::Criu(error)) => {
-                criu(error)
+            Self::Capture(CaptureError::Criu(CriuError::Failed { lines, .. }))
+            | Self::Restore(RestoreError::Criu(CriuError::Failed { lines, .. })) => {
+                Some(("Last lines of CRIU's log", lines))
             }
             _ => None,
         }
     }
-}
-
-fn program_code(_: &ProgramError) -> ExitCode {
-    ExitCode::NoCriu
 }
 
 fn criu_code(error: &CriuError) -> ExitCode {

@@ -52,7 +52,7 @@ pub enum RestoreError {
 pub struct Timings {
     /// Making the namespaces, with init in them.
     pub namespaces: Duration,
-    /// CRIU, from its start to its exit.
+    /// CRIU, from its start to its answer.
     pub criu: Duration,
     /// Of that, what CRIU itself counts as the restore.
     pub criu_restore: Option<Duration>,

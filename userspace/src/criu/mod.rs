@@ -237,13 +237,8 @@ async fn exchange(
         }
     };
     match answer? {
-        Some(answer) if answer.success() => {
-            // Its folders and our descriptors are free once it has exited.
-            tokio::time::timeout(limit, sandbox.criu_exit())
-                .await
-                .map_err(|_| CriuError::Timeout { operation, limit })??;
-            Ok(answer)
-        }
+        // Its own end, which takes it some milliseconds, is not waited for: init reaps it.
+        Some(answer) if answer.success() => Ok(answer),
         Some(answer) => {
             let errno = io::Error::from_raw_os_error(answer.cr_errno());
             let message = match answer.cr_errmsg() {

@@ -62,14 +62,16 @@ const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 pub const EXIT_FILE: &str = "exit";
 
 /// The capabilities of CRIU when it runs under the uid of the tree: those its documentation
-/// names for `--unprivileged`, and CAP_DAC_OVERRIDE to write to the store, which is root's.
-const AMBIENT: [CapabilitySet; 7] = [
+/// names for `--unprivileged`, CAP_SETGID for supplementary groups (not CAP_SETUID, with which
+/// CRIU would become root first), and CAP_DAC_OVERRIDE to write to the store, which is root's.
+const AMBIENT: [CapabilitySet; 8] = [
     CapabilitySet::CHECKPOINT_RESTORE,
     CapabilitySet::SYS_PTRACE,
     CapabilitySet::SETPCAP,
     CapabilitySet::NET_ADMIN,
     CapabilitySet::SYS_ADMIN,
     CapabilitySet::SYS_CHROOT,
+    CapabilitySet::SETGID,
     CapabilitySet::DAC_OVERRIDE,
 ];
 
@@ -460,6 +462,8 @@ impl Init<'_> {
         let environment = [
             text(&kerndat),
             c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+            // Nothing is sent to a page server: saves half a millisecond of CRIU's start.
+            c"GNUTLS_NO_IMPLICIT_INIT=1".to_owned(),
         ];
         sys::exec(&self.plan.criu, &arguments, &environment)
     }

@@ -25,7 +25,7 @@ impl Staging {
     pub(super) fn new(parent: &Path) -> Result<Self, StoreError> {
         // Nobody sweeps between the making of the folder and its locking.
         let lock = fs::File::open(parent).map_err(write_error(parent))?;
-        let _creating = flock(&lock, FlockOperation::LockExclusive)
+        flock(&lock, FlockOperation::LockExclusive)
             .map_err(|errno| write_error(parent)(errno.into()))?;
         let mut number = 0_u32;
         let folder = loop {
