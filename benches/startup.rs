@@ -5,6 +5,8 @@
 //! the process, cold and restored; the cost of the probe; and what `warmimg restore` costs beyond
 //! what CRIU counts as its restore.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 #[path = "../tests/support/mod.rs"]
 #[expect(
     dead_code,
@@ -23,6 +25,9 @@ use warmimg::{tree::HostPid, watch::Watch};
 
 /// How often the client tries, which is also its resolution.
 const INTERVAL: Duration = Duration::from_micros(250);
+
+/// Makes a server in a workspace.
+type Make = fn(&Workspace) -> Server;
 
 /// The value of an option on the command line.
 fn option(name: &str) -> Option<String> {
@@ -52,7 +57,7 @@ fn servers(runs: usize) {
         "{:<22} {:>9} {:>9} {:>7}",
         "server", "cold", "restored", "ratio"
     );
-    let table: [(&str, fn(&Workspace) -> Server); 7] = [
+    let table: [(&str, Make); 7] = [
         ("Express", |_| real::express()),
         ("FastAPI", |_| real::fastapi_on_uvicorn()),
         ("Django, 2 workers", |_| real::django_on_gunicorn()),
