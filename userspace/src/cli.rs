@@ -6,6 +6,12 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::watch::CapturePoint;
 
+/// The store of root, unless another is named.
+pub const DEFAULT_STORE: &str = "/var/lib/warmimg";
+
+/// The variable that names another.
+pub const STORE_VARIABLE: &str = "WARMIMG_STORE";
+
 /// Makes a slow-starting server start as if it had never stopped
 ///
 /// Runs an unmodified server, watches its start-up with eBPF, freezes it the moment it waits for
@@ -29,8 +35,8 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct Global {
     /// Folder of images and instances
-    #[arg(long, global = true, env = "WARMIMG_STORE", value_name = "FOLDER")]
-    #[arg(default_value = "/var/lib/warmimg")]
+    #[arg(long, global = true, env = STORE_VARIABLE, value_name = "FOLDER")]
+    #[arg(default_value = DEFAULT_STORE)]
     pub store: PathBuf,
     /// CRIU to use instead of the one that is found
     #[arg(long, global = true, env = "WARMIMG_CRIU", value_name = "FILE")]

@@ -59,26 +59,41 @@ fn c_compiler(runner: &Runner) -> Result<()> {
 }
 
 /// Returns whether the distribution's compiler is the one that is used.
+///
+/// It comes first where there is one, since its LLVM can be installed as well: bpf-linker must be
+/// built with the LLVM of the compiler, and that of a current nightly is usually newer than any
+/// that the distribution has.
 fn ebpf_toolchain(runner: &Runner) -> Result<bool> {
     if has_linked(runner) {
         return Ok(true);
     }
-    if has_nightly_source(runner) {
+    if has_nightly_source(runner) && has_linker(runner) {
         return Ok(false);
+    }
+    if !is_offered(runner, COMPILER[0]) {
+        runner.run(runner.as_root("apt-get").args(["update", "-qq"]))?;
+    }
+    if is_offered(runner, COMPILER[0]) {
+        runner.say("installing the distribution's Rust compiler for eBPF, beside yours");
+        apt_install(runner, &COMPILER)?;
+        runner.run(Command::new("rustup").args(["toolchain", "link", LINKED, "/usr"]))?;
+        return Ok(true);
     }
     runner.say("installing the eBPF toolchain: Rust nightly with the source of its core library");
     let mut nightly = Command::new("timeout");
-    nightly.args(["300", "rustup", "toolchain", "install", "nightly"]);
+    nightly.args(["600", "rustup", "toolchain", "install", "nightly"]);
     nightly.args(["--profile", "minimal", "--component", "rust-src"]);
-    match runner.run(&mut nightly) {
-        Ok(()) if runner.is_dry() || has_nightly_source(runner) => return Ok(false),
-        Ok(()) => runner.say("rustup installed no source"),
-        Err(error) => runner.say(&format!("rustup cannot: {error}")),
-    }
-    runner.say("installing the distribution's compiler for eBPF beside it");
-    apt_install(runner, &COMPILER)?;
-    runner.run(Command::new("rustup").args(["toolchain", "link", LINKED, "/usr"]))?;
-    Ok(true)
+    runner.run(&mut nightly)?;
+    Ok(false)
+}
+
+/// Whether the distribution has a package.
+fn is_offered(runner: &Runner, package: &str) -> bool {
+    runner.look("apt-cache", &["show", package]).is_some()
+}
+
+fn has_linker(runner: &Runner) -> bool {
+    runner.look("bpf-linker", &["--version"]).is_some()
 }
 
 fn has_linked(runner: &Runner) -> bool {
@@ -99,7 +114,7 @@ fn has_nightly_source(runner: &Runner) -> bool {
 }
 
 fn bpf_linker(runner: &Runner, uses_distribution: bool) -> Result<()> {
-    if runner.look("bpf-linker", &["--version"]).is_some() {
+    if has_linker(runner) {
         return Ok(());
     }
     runner.say("installing bpf-linker");

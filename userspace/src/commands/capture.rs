@@ -42,7 +42,7 @@ pub async fn run(
     .await;
     progress.clear();
     let captured = captured.map_err(disk_full_as_such)?;
-    report.captured(&captured.image)?;
+    report.captured(&captured.image, &global.store)?;
     match captured.running {
         None => Ok(0),
         Some((mut sandbox, mut output)) => {

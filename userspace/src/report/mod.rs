@@ -3,7 +3,10 @@
 mod progress;
 mod units;
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+};
 
 use comfy_table::Table;
 use serde_json::{Value, json};
@@ -11,6 +14,7 @@ use serde_json::{Value, json};
 pub use self::progress::ProgressLine;
 use self::units::{Age, Bytes, Milliseconds};
 use crate::{
+    cli::{DEFAULT_STORE, STORE_VARIABLE},
     doctor::{Finding, Severity},
     error::Error,
     instance::{Instance, State, describe_status},
@@ -39,7 +43,7 @@ impl Report {
 
     /// # Errors
     /// [`Error::Output`], as all that follow.
-    pub fn captured(&self, image: &Image) -> Result<(), Error> {
+    pub fn captured(&self, image: &Image, store: &Path) -> Result<(), Error> {
         if self.json {
             return self.line("capture", image_json(image));
         }
@@ -93,8 +97,14 @@ impl Report {
             );
         }
         out.add("");
+        let is_found =
+            store == Path::new(DEFAULT_STORE) || std::env::var_os(STORE_VARIABLE).is_some();
+        let store = match is_found {
+            true => String::new(),
+            false => format!("--store {} ", store.display()),
+        };
         out.add(&format!(
-            "Restore it with: warmimg restore {}",
+            "Restore it with: warmimg {store}restore {}",
             image.label()
         ));
         out.print()
