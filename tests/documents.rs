@@ -26,7 +26,7 @@ fn help_texts_are_as_reviewed() {
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     };
-    insta::with_settings!({ snapshot_path => "../../tests/snapshots", prepend_module_to_snapshot => false }, {
+    insta::with_settings!({ prepend_module_to_snapshot => false }, {
         insta::assert_snapshot!("help", help(&[]));
         for command in COMMANDS {
             insta::assert_snapshot!(format!("help-{command}"), help(&[command]));
