@@ -1,7 +1,9 @@
 //! `warmimg images`, `inspect` and `rm`
 
+use std::collections::BTreeSet;
+
 use super::open_store;
-use crate::{cli, error::Error, report::Report};
+use crate::{cli, error::Error, report::Report, store::Digest};
 
 pub fn images(global: &cli::Global, report: &Report) -> Result<u8, Error> {
     report.images(&open_store(global)?.list()?)?;
@@ -20,17 +22,14 @@ pub fn inspect(
 pub fn rm(global: &cli::Global, arguments: &cli::Rm, report: &Report) -> Result<u8, Error> {
     let store = open_store(global)?;
     // All are found before any is removed.
-    let found: Result<Vec<_>, _> = arguments
+    let found: Result<BTreeSet<Digest>, _> = arguments
         .images
         .iter()
-        .map(|wanted| store.find(Some(wanted)))
+        .map(|wanted| store.locate(wanted))
         .collect();
-    let mut images = found?;
-    images.sort_by(|a, b| a.digest.cmp(&b.digest));
-    images.dedup_by(|a, b| a.digest == b.digest);
-    for image in &images {
-        store.remove(image)?;
-        report.removed(image)?;
+    for digest in found? {
+        let names = store.remove(&digest)?;
+        report.removed(&digest, &names)?;
     }
     Ok(0)
 }

@@ -20,7 +20,7 @@ use crate::{
     instance::{Instance, State, describe_status},
     listener::Listener,
     restore::Restored,
-    store::{Image, Manifest},
+    store::{Digest, Image, Manifest},
 };
 
 /// The version of what `--json` prints. Raised when a reader of the older one would go wrong.
@@ -289,17 +289,15 @@ impl Report {
         out.print()
     }
 
-    pub fn removed(&self, image: &Image) -> Result<(), Error> {
+    pub fn removed(&self, digest: &Digest, names: &[String]) -> Result<(), Error> {
         if self.json {
-            let object = json!({ "digest": image.digest.as_str(), "names": image.names });
-            return self.line("rm", object);
+            return self.line("rm", json!({ "digest": digest.as_str(), "names": names }));
         }
         let mut out = Lines::default();
-        out.add(&format!(
-            "Removed {} ({})",
-            image.label(),
-            image.digest.short()
-        ));
+        out.add(&match names {
+            [] => format!("Removed {}", digest.short()),
+            names => format!("Removed {} ({})", names.join(", "), digest.short()),
+        });
         out.print()
     }
 

@@ -211,10 +211,18 @@ impl Store {
                 .max_by_key(|image| image.manifest.created_ms);
             return newest.ok_or_else(|| StoreError::Empty(self.root.clone()));
         };
+        self.load(self.locate(wanted)?)
+    }
+
+    /// The digest behind a name or the beginning of a digest; the image itself is not looked at.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn locate(&self, wanted: &str) -> Result<Digest, StoreError> {
         if check_name(wanted).is_ok()
             && let Ok(digest) = fs::read_to_string(self.root.join("names").join(wanted))
         {
-            return self.load(Digest(digest));
+            return Ok(Digest(digest));
         }
         let matching: Vec<Digest> = self
             .digests()?
@@ -222,7 +230,7 @@ impl Store {
             .filter(|digest| digest.0.starts_with(wanted))
             .collect();
         match <[Digest; 1]>::try_from(matching) {
-            Ok([digest]) => self.load(digest),
+            Ok([digest]) => Ok(digest),
             Err(none) if none.is_empty() || wanted.is_empty() => Err(StoreError::Unknown {
                 wanted: wanted.to_owned(),
                 store: self.root.clone(),
@@ -242,29 +250,34 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub fn list(&self) -> Result<Vec<Image>, StoreError> {
-        let images: Result<Vec<_>, _> = self
-            .digests()?
-            .into_iter()
-            .map(|digest| self.load(digest))
-            .collect();
-        let mut images = images?;
+        let load = |digest: Digest| {
+            let image = self.load(digest);
+            // One that is damaged must not hide the others, nor keep from removing it.
+            image
+                .inspect_err(|error| tracing::warn!("{}", crate::doctor::chain(error)))
+                .ok()
+        };
+        let mut images: Vec<Image> = self.digests()?.into_iter().filter_map(load).collect();
         images.sort_by_key(|image| std::cmp::Reverse(image.manifest.created_ms));
         Ok(images)
     }
 
-    /// Removes an image and the names that point to it.
+    /// Removes an image and the names that point to it; returns the names.
     ///
     /// # Errors
     /// [`StoreError::Write`].
-    pub fn remove(&self, image: &Image) -> Result<(), StoreError> {
-        for name in &image.names {
+    pub fn remove(&self, digest: &Digest) -> Result<Vec<String>, StoreError> {
+        let names = self.names_of(digest);
+        for name in &names {
             let path = self.root.join("names").join(name);
             fs::remove_file(&path).map_err(write_error(&path))?;
         }
         // Out of the images first, so that no half-removed image is ever seen.
+        let folder = self.root.join("images").join(&digest.0);
         let aside = self.stage()?;
         let target = aside.image().join("removed");
-        fs::rename(&image.folder, &target).map_err(write_error(&image.folder))
+        fs::rename(&folder, &target).map_err(write_error(&folder))?;
+        Ok(names)
     }
 
     /// Keeps the log of a failed operation beyond the folder it stands in; returns its place.

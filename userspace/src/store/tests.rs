@@ -97,7 +97,7 @@ fn removing_an_image_removes_its_names_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
     let (kept, removed) = (add(&store, "kept", 1), add(&store, "removed", 2));
-    store.remove(&removed).unwrap();
+    assert_eq!(store.remove(&removed.digest).unwrap(), ["removed"]);
     let left: Vec<_> = store
         .list()
         .unwrap()
@@ -145,9 +145,18 @@ fn manifests_of_another_schema_are_refused() {
         Err(StoreError::OtherSchema { found: 2, .. })
     ));
     fs::write(&path, "{").unwrap();
+    // It hides no other, and can be removed.
+    let other = add(&store, "other", 2);
+    assert_eq!(store.list().unwrap().len(), 1);
+    assert_eq!(store.find(None).unwrap().digest, other.digest);
     assert!(matches!(
         store.find(Some("web")),
         Err(StoreError::BadManifest { .. })
+    ));
+    store.remove(&store.locate("web").unwrap()).unwrap();
+    assert!(matches!(
+        store.find(Some("web")),
+        Err(StoreError::Unknown { .. })
     ));
 }
 
