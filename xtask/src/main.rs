@@ -1,4 +1,4 @@
-//! What a person runs from a checkout: `cargo xtask setup | demo | test | ci | bench | docs`.
+//! What a person runs from a checkout: `cargo xtask setup | demo | test | check | bench | docs`.
 
 mod criu;
 mod demo;
@@ -15,7 +15,7 @@ Usage: cargo xtask COMMAND [--dry-run]
   setup [--tests]   install what is missing to build warmimg (and to test it)
   demo              set up, build, then capture and restore the demo server
   test              set up and run all tests
-  ci                test, and check format, lints and documents
+  check             format, lints (warnings are errors), help texts in README.md
   bench [--runs N]  start-up of the real servers, cold and restored in turn
   docs [--check]    write the help texts into README.md (or check them)
 
@@ -29,7 +29,7 @@ fn main() -> Result<()> {
         Some("setup") => setup::set_up(&runner, has("--tests")),
         Some("demo") => demo::run(&runner),
         Some("test") => test(&runner),
-        Some("ci") => ci(&runner),
+        Some("check") => check(&runner),
         Some("bench") => bench(&runner, &arguments[1..]),
         Some("docs") => docs::update(&runner, has("--check")),
         Some("help" | "--help" | "-h") => {
@@ -45,8 +45,7 @@ fn test(runner: &Runner) -> Result<()> {
     runner.cargo_as_root(&["test", "--workspace", "--locked"])
 }
 
-fn ci(runner: &Runner) -> Result<()> {
-    test(runner)?;
+fn check(runner: &Runner) -> Result<()> {
     runner.cargo(&["fmt", "--all", "--check"])?;
     let lints = [
         "clippy",
