@@ -24,6 +24,18 @@ fn capture_plain(workspace: &Workspace, wait: &str, options: &[&str]) -> u16 {
     port
 }
 
+/// Restores the image `plain` under the eyes of the test.
+fn restore_in_foreground(workspace: &Workspace, stdout: Stdio) -> Killed {
+    let mut command = workspace.warmimg(["restore", "plain"]);
+    Killed(
+        command
+            .stdout(stdout)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    )
+}
+
 #[test]
 fn every_way_of_waiting_is_seen() {
     let workspace = Workspace::new();
@@ -203,14 +215,7 @@ fn the_monotonic_clock_goes_on_after_a_reboot() {
 fn in_the_foreground_it_is_a_supervisor_like_any_other() {
     let workspace = Workspace::new();
     let port = capture_plain(&workspace, "accept", &["--name", "plain"]);
-    let mut command = workspace.warmimg(["restore", "plain"]);
-    let mut restored = Killed(
-        command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
+    let mut restored = restore_in_foreground(&workspace, Stdio::piped());
     let mut lines = BufReader::new(restored.0.stdout.take().unwrap()).lines();
     servers::plain("accept", port).client.ask_until_answered();
     assert_eq!(lines.next().unwrap().unwrap(), "request for /");
@@ -226,14 +231,7 @@ fn in_the_foreground_it_is_a_supervisor_like_any_other() {
 fn a_server_killed_by_a_signal_gives_the_shells_exit_status() {
     let workspace = Workspace::new();
     let port = capture_plain(&workspace, "accept", &["--name", "plain"]);
-    let mut command = workspace.warmimg(["restore", "plain"]);
-    let mut restored = Killed(
-        command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
+    let mut restored = restore_in_foreground(&workspace, Stdio::null());
     servers::plain("accept", port).client.ask_until_answered();
     restored.signal(Signal::SIGTERM);
     assert_eq!(restored.wait(), Some(128 + 15));
@@ -358,14 +356,7 @@ fn a_server_that_goes_to_the_background_is_captured() {
 fn everything_ends_with_a_killed_supervisor() {
     let workspace = Workspace::new();
     let port = capture_plain(&workspace, "accept", &["--name", "plain"]);
-    let mut command = workspace.warmimg(["restore", "plain"]);
-    let mut restored = Killed(
-        command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
+    let mut restored = restore_in_foreground(&workspace, Stdio::null());
     servers::plain("accept", port).client.ask_until_answered();
     restored.signal(Signal::SIGKILL);
     restored.wait();

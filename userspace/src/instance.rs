@@ -1,10 +1,11 @@
 //! Restored servers: a folder each under the store, locked as long as their init lives.
 //!
 //! ```text
-//! instances/ID/instance.json   what it is; there once it runs
-//! instances/ID/output.log      what the server wrote, if it is detached
-//! instances/ID/exit            its wait status, once it ended
-//! instances/ID/work/           CRIU's log and statistics
+//! instances/ID
+//! ├── instance.json   what it is; there once it runs
+//! ├── output.log      what the server wrote, if it is detached
+//! ├── exit            its wait status, once it ended
+//! └── work            CRIU's log and statistics
 //! ```
 //!
 //! The lock is on the folder and shared with init, so the kernel itself tells whether an

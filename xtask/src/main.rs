@@ -42,7 +42,16 @@ fn main() -> Result<()> {
 
 fn test(runner: &Runner) -> Result<()> {
     setup::set_up(runner, true)?;
-    runner.cargo_as_root(&["test", "--workspace", "--locked"])
+    // There are no examples in the documentation to be tested.
+    let tests = [
+        "test",
+        "--workspace",
+        "--locked",
+        "--lib",
+        "--bins",
+        "--tests",
+    ];
+    runner.cargo_as_root(&tests)
 }
 
 fn check(runner: &Runner) -> Result<()> {
