@@ -168,9 +168,11 @@ fn fixed_cost(runs: usize) {
     support::finish(&mut server.capture(&workspace, &["--name", "server"]));
     let (mut whole, mut criu, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
+        let mut command = workspace.warmimg(["--json", "restore", "-d", "server"]);
         let begun = Instant::now();
-        let line = workspace.run(["--json", "restore", "-d", "server"]);
+        let output = command.output().expect("warmimg starts");
         let time = begun.elapsed();
+        let line = String::from_utf8_lossy(&output.stdout);
         let report: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         let in_criu = report["criu_restore_us"]
             .as_u64()
