@@ -1,6 +1,6 @@
 //! The demo server: a search engine for the types of the running kernel.
 //!
-//! At its start it reads the kernel's own type information, some 5 MB and 130,000 names, and
+//! At its start it reads the kernel's own type information, some 5 MB and 70,000 names, and
 //! builds an index of every three letters that occur in them: work that a real server does, on
 //! data that every host has. Then it answers `GET /?q=TEXT` with the names that contain the text,
 //! and the members of a structure that is called so.
