@@ -165,7 +165,8 @@ fn fixed_cost(runs: usize) {
     );
     let workspace = Workspace::new();
     let server = real::express();
-    support::finish(&mut server.capture(&workspace, &["--name", "server"]));
+    let output = support::finish(&mut server.capture(&workspace, &["--name", "server"]));
+    assert!(output.status.success(), "{}", support::describe(&output));
     let (mut whole, mut criu, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
         let mut command = workspace.warmimg(["--json", "restore", "-d", "server"]);

@@ -57,7 +57,6 @@ mod stats_entry {
     pub const RESTORE: u32 = 2;
     pub const PAGES_WRITTEN: u32 = 7;
     pub const RESTORE_TIME: u32 = 4;
-    pub const FORKING_TIME: u32 = 3;
 }
 
 /// Makes fresh images fit for many restores.
@@ -169,15 +168,6 @@ pub fn restore_time_us(work: &Path) -> Option<u64> {
         &work.join("stats-restore"),
         stats_entry::RESTORE,
         stats_entry::RESTORE_TIME,
-    )
-}
-
-/// The part of [`restore_time_us`] that went into forking, in microseconds.
-pub fn forking_time_us(work: &Path) -> Option<u64> {
-    statistic(
-        &work.join("stats-restore"),
-        stats_entry::RESTORE,
-        stats_entry::FORKING_TIME,
     )
 }
 
