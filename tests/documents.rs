@@ -2,7 +2,8 @@
 
 use crate::support::Workspace;
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
+    "bench",
     "capture",
     "restore",
     "ps",

@@ -10,6 +10,7 @@ use std::{
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::{Child, Output},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
@@ -22,14 +23,35 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// Marks every process that a test starts, directly or not.
 const MARK: &str = "WARMIMG_TEST_FOLDER";
 
+/// Held by every test, so that one that measures can have the machine for itself.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// A test's hold on the machine.
+enum Turn {
+    Shared(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
+}
+
 /// A folder for one test. When dropped, everything that was started in it is ended; a test that
 /// passes calls [`Workspace::assert_clean`] first.
 pub struct Workspace {
     folder: TempDir,
+    _turn: Turn,
 }
 
 impl Workspace {
     pub fn new() -> Self {
+        let guard = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+        Self::with(Turn::Shared(guard))
+    }
+
+    /// For a test that measures: no other runs meanwhile.
+    pub fn alone() -> Self {
+        let guard = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+        Self::with(Turn::Alone(guard))
+    }
+
+    fn with(turn: Turn) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("warmimg-test-")
             .tempdir()
@@ -37,7 +59,10 @@ impl Workspace {
         // Servers of other users work here too; the store inside is root's alone.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         fs::set_permissions(folder.path(), open).unwrap();
-        Self { folder }
+        Self {
+            folder,
+            _turn: turn,
+        }
     }
 
     pub fn path(&self) -> &Path {

@@ -57,7 +57,22 @@ impl Server {
 
     /// The command that captures it.
     pub fn capture(&self, workspace: &Workspace, options: &[&str]) -> std::process::Command {
-        let mut words = vec!["capture"];
+        self.under("capture", workspace, options)
+    }
+
+    /// The command that measures its start-up.
+    pub fn bench(&self, workspace: &Workspace, options: &[&str]) -> std::process::Command {
+        self.under("bench", workspace, options)
+    }
+
+    /// A command of warmimg that is given this server.
+    fn under(
+        &self,
+        command: &str,
+        workspace: &Workspace,
+        options: &[&str],
+    ) -> std::process::Command {
+        let mut words = vec![command];
         words.extend(options);
         if let Some(user) = self.user {
             words.extend(["--user", user]);

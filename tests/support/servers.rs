@@ -14,6 +14,25 @@ pub fn plain(wait: &str, port: u16) -> Server {
     )
 }
 
+/// The smallest server, with costs as its source tells: `busy=MS` and the like.
+pub fn accept_loop(workspace: &Workspace, costs: &[&str]) -> Server {
+    let program = workspace.path().join("server").display().to_string();
+    let compiled = std::process::Command::new("cc")
+        .args([
+            "-O2",
+            "-static",
+            "-o",
+            &program,
+            &fixture("accept/server.c"),
+        ])
+        .status();
+    assert!(compiled.unwrap().success());
+    let port = free_port();
+    let port_text = port.to_string();
+    let words = [program.as_str(), &port_text];
+    Server::new(Client::Http(port), words.iter().chain(costs).copied())
+}
+
 pub fn express() -> Server {
     let port = free_port();
     Server::new(Client::Http(port), ["node", &fixture("express/app.js")])

@@ -1,15 +1,16 @@
 //! Every way a command can fail, with its exit code and what to try.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use crate::{
+    bench::{BenchError, RunError, gate::GateError, results::ResultsError},
     capture::CaptureError,
     criu::{CriuError, ProgramError, UserError},
     freeze::FreezeError,
     instance::InstanceError,
     requirements::RequirementError,
     restore::RestoreError,
-    spawn::{CommandError, SpawnError},
+    spawn::{CommandError, SpawnError, Step},
     store::StoreError,
     watch::WatchError,
 };
@@ -31,6 +32,18 @@ pub enum Error {
     Instance(#[from] InstanceError),
     #[error(transparent)]
     Program(#[from] ProgramError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    #[error(transparent)]
+    Results(#[from] ResultsError),
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error("cannot write {}", .path.display())]
+    Export { path: PathBuf, source: io::Error },
+    #[error("the text to send has a bad escape: {0}")]
+    Escape(String),
+    #[error("the server listens nowhere that could be asked")]
+    NothingToAsk,
     #[error("cannot start the asynchronous runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot write the output")]
@@ -75,6 +88,10 @@ pub enum ExitCode {
     UnknownInstance = 112,
     /// `doctor` found that capture and restore will not work.
     Unfit = 113,
+    /// `bench`: the server answered otherwise than expected.
+    UnexpectedAnswer = 114,
+    /// `bench`: slower than `--against` or `--min-speedup` allows.
+    GateFailed = 115,
     /// Interrupted by a signal.
     Interrupted = 130,
 }
@@ -85,7 +102,14 @@ impl Error {
             Self::Command(CommandError::NotFound(_) | CommandError::NotExecutable(_)) => {
                 ExitCode::CommandNotFound
             }
-            Self::Command(_) | Self::NothingNamed => ExitCode::Usage,
+            Self::Command(_) | Self::NothingNamed | Self::Escape(_) | Self::Gate(_) => {
+                ExitCode::Usage
+            }
+            Self::Results(_) | Self::NothingToAsk => ExitCode::Usage,
+            Self::Bench(error) => bench_code(error),
+            Self::Export { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                ExitCode::DiskFull
+            }
             Self::Requirement(_) => ExitCode::MissingCapability,
             Self::Program(_) => ExitCode::NoCriu,
             Self::Store(error) => store_code(error),
@@ -110,7 +134,9 @@ impl Error {
                 RestoreError::Image { .. } => ExitCode::StoreUnusable,
                 _ => ExitCode::Failure,
             },
-            Self::Instance(_) | Self::Runtime(_) | Self::Output(_) => ExitCode::Failure,
+            Self::Instance(_) | Self::Runtime(_) | Self::Output(_) | Self::Export { .. } => {
+                ExitCode::Failure
+            }
         }
     }
 
@@ -138,6 +164,14 @@ impl Error {
             }
             Self::Restore(RestoreError::Criu(error)) => criu_hint(error)?,
             Self::NothingNamed => "`warmimg ps` lists the instances".into(),
+            Self::Bench(error) => bench_hint(error)?,
+            Self::Results(ResultsError::Newer { .. }) => "use the warmimg that wrote it".into(),
+            Self::Results(_) => "`warmimg bench --export-json FILE` writes such a file".into(),
+            Self::Gate(GateError::NothingInCommon { .. }) => {
+                "measure at the same capture points (--at) as the stored results".into()
+            }
+            Self::Escape(_) => r"known are \r, \n, \t, \0, \\ and \xHH".into(),
+            Self::NothingToAsk => "name what to ask with --url".into(),
             _ => return None,
         })
     }
@@ -146,6 +180,9 @@ impl Error {
     pub fn details(&self) -> Option<(&'static str, &[String])> {
         match self {
             Self::Capture(CaptureError::ExitedEarly { output, .. }) => {
+                Some(("Last lines of its output", output))
+            }
+            Self::Bench(BenchError::Run { output, .. }) => {
                 Some(("Last lines of its output", output))
             }
             Self::Capture(CaptureError::Timeout {
@@ -293,6 +330,53 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
             "`warmimg doctor` tells what this host lacks".into()
         }
         _ => return None,
+    })
+}
+
+fn bench_code(error: &BenchError) -> ExitCode {
+    match error {
+        BenchError::Interrupted => ExitCode::Interrupted,
+        BenchError::Run { source, .. } => match &**source {
+            RunError::Taken { .. } => ExitCode::PortTaken,
+            RunError::Ended { .. } => ExitCode::ExitedEarly,
+            RunError::NoAnswer { .. } => ExitCode::Timeout,
+            RunError::Status { .. } | RunError::Ask { .. } => ExitCode::UnexpectedAnswer,
+            RunError::Start(SpawnError::Child {
+                step: Step::Exec, ..
+            }) => ExitCode::CommandNotFound,
+            _ => ExitCode::Failure,
+        },
+        BenchError::Cgroup(_) | BenchError::Host(_) => ExitCode::Failure,
+    }
+}
+
+fn bench_hint(error: &BenchError) -> Option<String> {
+    Some(match error {
+        BenchError::Cgroup(_) => "a kernel with control groups of version 2 is needed".into(),
+        BenchError::Run { source, .. } => match &**source {
+            RunError::Taken { .. } => {
+                "stop what answers there, or let the server listen elsewhere".into()
+            }
+            RunError::Ended { .. } => {
+                "start it by hand to see whether it runs; a command must find its port and files \
+                 free again each time"
+                    .into()
+            }
+            RunError::NoAnswer { .. } => {
+                "check what is asked with --url; give it longer with --timeout; for a protocol \
+                 other than HTTP, use --url tcp://HOST:PORT and --send"
+                    .into()
+            }
+            RunError::Status { found, .. } => format!(
+                "ask for a path that is there with --url, or expect it with --status {found}"
+            ),
+            RunError::Ask { .. } => {
+                "for a protocol other than HTTP, use --url tcp://HOST:PORT and --send".into()
+            }
+            RunError::DropCaches(_) => "this needs root and a writable /proc/sys".into(),
+            _ => return None,
+        },
+        BenchError::Host(_) | BenchError::Interrupted => return None,
     })
 }
 

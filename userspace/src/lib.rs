@@ -12,6 +12,7 @@
 pub mod cli;
 pub mod commands;
 
+pub mod bench;
 pub mod capture;
 pub mod restore;
 
@@ -29,8 +30,11 @@ pub mod error;
 pub mod report;
 pub mod requirements;
 
+pub mod cgroup;
+pub mod client;
 pub mod host;
 pub mod listener;
 pub mod output;
 mod sys;
+pub mod target;
 pub mod tree;

@@ -7,7 +7,7 @@
 use std::{
     ffi::{CString, c_int},
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
 };
 
@@ -40,34 +40,42 @@ pub enum Fork {
     },
 }
 
-/// Namespaces that a [`fork`] makes for its child.
+/// What a [`fork`] makes for its child.
 #[derive(Clone, Copy, Default)]
-pub struct NewNamespaces {
-    pub pid: bool,
-    pub mount: bool,
+pub struct ForkOptions<'a> {
+    pub new_pid_namespace: bool,
+    pub new_mount_namespace: bool,
+    /// The folder of the control group (v2) to be born in, instead of the parent's.
+    pub cgroup: Option<BorrowedFd<'a>>,
 }
 
-/// Forks with clone3(2), into new namespaces if asked.
+/// Forks with clone3(2), into new namespaces or another control group if asked.
 ///
 /// # Errors
 /// What clone3(2) says: `EPERM` without the capabilities. `EBUSY` if the process has several threads: their locks would stay taken for ever in the child.
-pub fn fork(namespaces: NewNamespaces) -> io::Result<Fork> {
+pub fn fork(options: ForkOptions<'_>) -> io::Result<Fork> {
+    /// Of linux/sched.h; beyond the 32 bits of the constants in libc.
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     let mut flags = libc::CLONE_PIDFD as u64;
-    if namespaces.pid {
+    if options.new_pid_namespace {
         flags |= libc::CLONE_NEWPID as u64;
     }
-    if namespaces.mount {
+    if options.new_mount_namespace {
         flags |= libc::CLONE_NEWNS as u64;
+    }
+    if options.cgroup.is_some() {
+        flags |= CLONE_INTO_CGROUP;
     }
     let mut pidfd: c_int = -1;
     let mut args = CloneArgs {
         flags,
         pidfd: &raw mut pidfd as u64,
         exit_signal: libc::SIGCHLD as u64,
+        cgroup: options.cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
         ..CloneArgs::default()
     };
     // SAFETY: without CLONE_VM this is a fork: the child has its own copy of everything, and as
@@ -139,9 +147,9 @@ pub fn inherit(fd: RawFd) -> io::Result<()> {
 }
 
 /// Borrows a descriptor number that is known to stay open for the life of the process.
-pub fn permanent(fd: RawFd) -> std::os::fd::BorrowedFd<'static> {
+pub fn permanent(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: used by init alone, for the numbers that `keep_only` placed and nobody closes.
-    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+    unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
 /// Restores the default action of the signals that Rust programs ignore, and unblocks all.

@@ -30,7 +30,6 @@ const GREETING: &[u8] = b"warmimg self-test\n";
 const LIMIT: Duration = Duration::from_secs(20);
 
 pub async fn run(global: &cli::Global, report: &Report) -> Result<u8, Error> {
-    // Images of the self-test go to a store of its own, kernel data to the cache of the real one.
     let store = Store::open(&global.store)?;
     let facts = Facts::read(global.criu.as_deref(), &store.kerndat());
     let mut findings = doctor::examine(&facts);
@@ -40,7 +39,7 @@ pub async fn run(global: &cli::Global, report: &Report) -> Result<u8, Error> {
     if may_work {
         let mut signals = Signals::catch()?;
         let outcome = tokio::select! {
-            outcome = self_test(global.criu.as_deref(), store.root()) => outcome,
+            outcome = self_test(global.criu.as_deref(), &store) => outcome,
             () = signals.ended() => return Err(restore::RestoreError::Interrupted.into()),
         };
         findings.push(doctor::self_test(outcome.map_err(|error| {
@@ -59,9 +58,8 @@ pub async fn run(global: &cli::Global, report: &Report) -> Result<u8, Error> {
 }
 
 /// Captures this program as a small server, restores it, and asks it.
-async fn self_test(criu: Option<&Path>, store: &Path) -> Result<Duration, Error> {
-    let folder = SelfTestFolder(store.join(format!("self-test-{}", std::process::id())));
-    let store = Store::open(&folder.0)?;
+async fn self_test(criu: Option<&Path>, store: &Store) -> Result<Duration, Error> {
+    let store = store.temporary()?;
     let program = std::env::current_exe().map_err(Error::Runtime)?;
     let words: [OsString; 2] = [program.into(), "self-test-server".into()];
     let options = Options {
@@ -88,14 +86,6 @@ async fn self_test(criu: Option<&Path>, store: &Path) -> Result<Duration, Error>
         time = restored.timings.total;
     }
     Ok(time)
-}
-
-struct SelfTestFolder(std::path::PathBuf);
-
-impl Drop for SelfTestFolder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 fn ask(address: SocketAddr) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! The commands: each takes its arguments, composes the stages, and reports.
 
+mod bench;
 mod capture;
 mod doctor;
 mod documents;
@@ -33,6 +34,7 @@ pub async fn run(cli: &Cli, report: &Report) -> Result<u8, Error> {
         Command::Images => images::images(global, report),
         Command::Inspect(arguments) => images::inspect(global, arguments, report),
         Command::Rm(arguments) => images::rm(global, arguments, report),
+        Command::Bench(arguments) => bench::run(global, arguments, report).await,
         Command::Doctor => doctor::run(global, report).await,
         Command::Completions(arguments) => documents::completions(arguments),
         Command::Man(arguments) => documents::man(arguments),

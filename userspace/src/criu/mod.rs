@@ -10,6 +10,7 @@ mod program;
 mod user;
 
 use std::{
+    ffi::OsString,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -173,6 +174,27 @@ pub async fn restore(
     )
     .await?;
     Ok(NsPid(answer.restore.pid()))
+}
+
+/// The arguments with which criu(8) itself restores an image, in the foreground.
+pub fn plain_restore(
+    images: &Path,
+    work: &Path,
+    pipes: [&str; 2],
+    foreign_session: bool,
+) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["restore".into()];
+    words.extend(["--images-dir".into(), images.into()]);
+    words.extend(["--work-dir".into(), work.into()]);
+    for (fd, pipe) in [1, 2].into_iter().zip(pipes) {
+        words.extend(["--inherit-fd".into(), format!("fd[{fd}]:{pipe}").into()]);
+    }
+    let flags = ["--log-file", RESTORE_LOG, "--ext-unix-sk", "--file-locks"];
+    words.extend(flags.map(OsString::from));
+    if foreign_session {
+        words.push("--shell-job".into());
+    }
+    words
 }
 
 /// The levels of `criu/include/log.h` that are used here.

@@ -1,5 +1,6 @@
 //! Prints: the only module that does. Results go to standard output, the rest to standard error.
 
+mod bench;
 mod progress;
 mod units;
 
@@ -11,8 +12,11 @@ use std::{
 use comfy_table::Table;
 use serde_json::{Value, json};
 
-pub use self::progress::ProgressLine;
 use self::units::{Age, Bytes, Milliseconds};
+pub use self::{
+    bench::{Exports, svg},
+    progress::ProgressLine,
+};
 use crate::{
     cli::{DEFAULT_STORE, STORE_VARIABLE},
     doctor::{Finding, Severity},

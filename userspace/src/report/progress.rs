@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::capture::Progress;
+use crate::{bench, capture::Progress};
 
 /// The line. It is drawn when there is something new only, since a thread that redraws it would
 /// be a second thread at the time of the fork.
@@ -32,6 +32,20 @@ impl ProgressLine {
             Progress::Dumping { processes } => format!("dumping {processes} processes"),
             Progress::Storing => "storing the image".to_owned(),
         });
+        self.0.tick();
+    }
+
+    pub fn show_run(&self, progress: &bench::Progress<'_>) {
+        tracing::info!(?progress);
+        let bench::Progress {
+            run,
+            runs,
+            warmup,
+            subject,
+        } = progress;
+        let kind = if *warmup { "run to warm up" } else { "run" };
+        self.0
+            .set_message(format!("{kind} {run} of {runs}: {subject}"));
         self.0.tick();
     }
 

@@ -5,7 +5,7 @@ use std::{
     ffi::{CString, OsStr, OsString},
     io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::{OwnedFd, RawFd},
         unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     },
     path::{Path, PathBuf},
@@ -83,6 +83,37 @@ impl Command {
         })
     }
 
+    /// The command that an image was captured from, to be started anew.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub fn again(
+        words: &[String],
+        environment: &[String],
+        working_directory: &Path,
+        user: Option<&str>,
+    ) -> Result<Self, CommandError> {
+        let first = words.first().map(String::as_str).unwrap_or_default();
+        let program = match first.contains('/') {
+            true => working_directory.join(first),
+            false => first.into(),
+        };
+        let program = find_program(program.as_os_str())?;
+        let strings = |texts: &[String]| -> Result<Vec<CString>, CommandError> {
+            texts.iter().map(|text| c_string(text.as_ref())).collect()
+        };
+        Ok(Self {
+            program: c_string(program.as_os_str())?,
+            arguments: strings(words)?,
+            environment: strings(environment)?,
+            working_directory: working_directory.to_path_buf(),
+            user: user
+                .map(RunAs::look_up)
+                .transpose()?
+                .map(|(run_as, _)| run_as),
+        })
+    }
+
     /// The arguments, the program's name first, for people to read.
     pub fn words(&self) -> Vec<String> {
         self.arguments
@@ -108,10 +139,21 @@ impl Command {
             // Init is gone; so will this process be.
             _ => sys::exit_now(127),
         }
+        self.execute(init::STDOUT, init::STDERR, None)
+    }
+
+    /// In a forked child: executes the program, with these as its standard output and error.
+    /// Returns only if that fails, with the step that did.
+    pub(super) fn execute(
+        &self,
+        stdout: RawFd,
+        stderr: RawFd,
+        death_signal: Option<rustix::process::Signal>,
+    ) -> (Step, io::Error) {
         // A session of its own: CRIU needs the session's leader within the tree.
         let _ = nix::unistd::setsid();
-        for (from, to) in [(init::STDOUT, 1), (init::STDERR, 2)] {
-            if let Err(error) = sys::place(from.as_raw_fd(), to) {
+        for (from, to) in [(stdout, 1), (stderr, 2)] {
+            if let Err(error) = sys::place(from, to) {
                 return (Step::Exec, error);
             }
         }
@@ -120,6 +162,8 @@ impl Command {
         {
             return (Step::Credentials, errno.into());
         }
+        // Here, as a change of the user resets it.
+        let _ = rustix::process::set_parent_process_death_signal(death_signal);
         if let Err(error) = env::set_current_dir(&self.working_directory) {
             return (Step::WorkingDirectory, error);
         }

@@ -32,6 +32,7 @@ use rustix::{
 
 use super::{
     command::Command,
+    exec,
     protocol::{Notice, Order, Step, receive_order, send_notice},
 };
 use crate::sys;
@@ -96,14 +97,10 @@ struct Init<'a> {
     /// Its exit ends the instance even if others still run.
     main_decides: bool,
     criu: Option<Pid>,
-    suspended: Option<Suspended>,
+    /// The command between its fork and its exec: the pipe with the word to go, and what tells
+    /// of a failure.
+    suspended: Option<(OwnedFd, exec::Failure)>,
     supervised: bool,
-}
-
-/// The command between its fork and its exec.
-struct Suspended {
-    go: OwnedFd,
-    failure: OwnedFd,
 }
 
 /// Runs init. `descriptors` are, in order, those of the constants above from [`CONTROL`] on.
@@ -337,7 +334,7 @@ impl Init<'_> {
             };
         };
         let pipes = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-            .and_then(|go| Ok((go, nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)));
+            .and_then(|go| Ok((go, exec::failure_pipe()?)));
         let ((wait, go), (failure, report)) = match pipes {
             Ok(pipes) => pipes,
             Err(errno) => return failed(Step::Fork)(errno),
@@ -350,19 +347,15 @@ impl Init<'_> {
                 errno: errno_of(&error),
             };
         }
-        match sys::fork(sys::NewNamespaces::default()) {
+        match sys::fork(sys::ForkOptions::default()) {
             Ok(sys::Fork::Child) => {
                 drop(go);
                 let (step, error) = command.become_it(&wait);
-                let words = [step as u32, errno_of(&error)]
-                    .map(u32::to_ne_bytes)
-                    .concat();
-                let _ = nix::unistd::write(&report, &words);
-                sys::exit_now(127)
+                report.send(step, &error)
             }
             Ok(sys::Fork::Parent { pid, .. }) => {
                 self.main = Some(Pid::from_raw(pid));
-                self.suspended = Some(Suspended { go, failure });
+                self.suspended = Some((go, failure));
                 Notice::Started { pid: pid as u32 }
             }
             Err(error) => Notice::Failed {
@@ -373,31 +366,19 @@ impl Init<'_> {
     }
 
     fn go(&mut self) -> Notice {
-        let Some(Suspended { go, failure }) = self.suspended.take() else {
+        let Some((go, failure)) = self.suspended.take() else {
             return Notice::Failed {
                 step: Step::Exec,
                 errno: libc::EINVAL as u32,
             };
         };
         let _ = nix::unistd::write(&go, b"g");
-        // The other end closes at the exec: an end of file is a success.
-        let mut words = [0; 8];
-        match nix::unistd::read(&failure, &mut words) {
-            Ok(8) => {
-                let word = |i: usize| {
-                    u32::from_ne_bytes([words[i], words[i + 1], words[i + 2], words[i + 3]])
-                };
-                let step = match word(0) {
-                    n if n == Step::Credentials as u32 => Step::Credentials,
-                    n if n == Step::WorkingDirectory as u32 => Step::WorkingDirectory,
-                    _ => Step::Exec,
-                };
-                Notice::Failed {
-                    step,
-                    errno: word(4),
-                }
-            }
-            _ => Notice::Running,
+        match failure.receive() {
+            None => Notice::Running,
+            Some((step, error)) => Notice::Failed {
+                step,
+                errno: errno_of(&error),
+            },
         }
     }
 
@@ -414,7 +395,7 @@ impl Init<'_> {
             step: Step::Fork,
             errno: e.raw_os_error() as u32,
         })?;
-        match sys::fork(sys::NewNamespaces::default()) {
+        match sys::fork(sys::ForkOptions::default()) {
             Ok(sys::Fork::Child) => {
                 let error = self.become_criu(uid, gid, &theirs);
                 // Seen by the supervisor in the file that is CRIU's stderr.

@@ -1,10 +1,13 @@
-//! A clean start: new pid and mount namespaces, and an init of our own in them.
+//! A clean start: new pid and mount namespaces, and an init of our own in them. And, to compare
+//! with it, an ordinary start: a [`Child`].
 //!
 //! Invariant: everything that runs in a [`Sandbox`] ends with it. Dropping it kills init, and
 //! the kernel then kills the rest of the namespace; so does the supervisor's own death, unless
 //! the sandbox was [detached](Sandbox::detach).
 
+mod child;
 mod command;
+mod exec;
 mod init;
 mod protocol;
 
@@ -18,6 +21,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use self::protocol::{Notice, Order, receive_notice, send_order};
 pub use self::{
+    child::Child,
     command::{COMPATIBLE_ENVIRONMENT, Command, CommandError, RunAs},
     init::{EXIT_FILE, IMAGES, Plan, STDERR, STDOUT, WORK},
     protocol::Step,
@@ -38,6 +42,8 @@ pub enum SpawnError {
     Socket(#[source] io::Error),
     #[error("init cannot {step}")]
     Init { step: Step, source: io::Error },
+    #[error("cannot {step}")]
+    Child { step: Step, source: io::Error },
     #[error("the control socket of init (pid {init}) failed")]
     Control { init: HostPid, source: io::Error },
     #[error("init (pid {init}) is gone")]
@@ -115,11 +121,12 @@ impl Sandbox {
         } = descriptors;
         let order = [theirs.as_fd(), *images, *work, *stdout, *stderr, *instance];
         let order = order.map(|fd| fd.as_raw_fd());
-        let namespaces = sys::NewNamespaces {
-            pid: true,
-            mount: true,
+        let options = sys::ForkOptions {
+            new_pid_namespace: true,
+            new_mount_namespace: true,
+            cgroup: None,
         };
-        let (pid, pidfd) = match sys::fork(namespaces).map_err(SpawnError::Namespaces)? {
+        let (pid, pidfd) = match sys::fork(options).map_err(SpawnError::Namespaces)? {
             sys::Fork::Child => init::run(plan, &order),
             sys::Fork::Parent { pid, pidfd } => (pid, pidfd),
         };

@@ -69,7 +69,7 @@ pub enum Step {
 }
 
 impl Step {
-    fn from_number(number: u32) -> Option<Self> {
+    pub(super) fn from_number(number: u32) -> Option<Self> {
         [
             Self::Mounts,
             Self::Proc,

@@ -112,6 +112,20 @@ pub struct Store {
     root: PathBuf,
 }
 
+/// A store for images that nobody else needs; removed when dropped.
+pub struct TemporaryStore {
+    store: Store,
+    _staging: Staging,
+}
+
+impl std::ops::Deref for TemporaryStore {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
 impl Store {
     /// Opens a store, making it if it is not there, and clears what others left half-made.
     ///
@@ -159,6 +173,19 @@ impl Store {
     /// [`StoreError::Write`].
     pub fn stage(&self) -> Result<Staging, StoreError> {
         Staging::new(&self.root.join("staging"))
+    }
+
+    /// Makes a store within this one that ends with its guard.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`] or [`StoreError::Open`].
+    pub fn temporary(&self) -> Result<TemporaryStore, StoreError> {
+        let staging = self.stage()?;
+        let store = Self::open(&staging.work())?;
+        Ok(TemporaryStore {
+            store,
+            _staging: staging,
+        })
     }
 
     /// Turns what was staged into an image and points a name to it.

@@ -1,0 +1,257 @@
+//! `warmimg bench`
+
+use std::{ffi::OsString, path::Path, time::Duration};
+
+use super::{prepare, supervise::Signals};
+use crate::{
+    bench::{
+        self, Options, Results, Subject,
+        gate::{self, Finding},
+        results::{self, Settings, SubjectKind},
+    },
+    capture, cli,
+    criu::{self, Program},
+    error::{Error, ExitCode},
+    report::{Exports, Report},
+    spawn::{Command, CommandError},
+    store::{Image, Store},
+    target::{self, Target},
+};
+
+pub async fn run(
+    global: &cli::Global,
+    arguments: &cli::Bench,
+    report: &Report,
+) -> Result<u8, Error> {
+    // All that can be wrong about the command line shows before anything takes its time.
+    let stored = arguments
+        .against
+        .as_deref()
+        .map(Results::read)
+        .transpose()?;
+    let exports = Exports::prepare(arguments)?;
+    let send = arguments.send.as_deref().map(target::unescape).transpose();
+    let send = send.map_err(Error::Escape)?;
+    let (store, criu) = prepare(global)?;
+    let version = criu.check(crate::host::kernel_version())?;
+    let mut signals = Signals::catch()?;
+
+    let temporary = store.temporary()?;
+    let (cold, images, images_store) = match &arguments.image {
+        Some(wanted) => {
+            let image = store.find(Some(wanted))?;
+            (cold_start_of(&image)?, vec![image], &store)
+        }
+        None => {
+            let cold = Command::resolve(&arguments.words, arguments.user.as_deref())?;
+            let images =
+                capture_all(&temporary, &criu, &cold, arguments, report, signals.ended()).await?;
+            (cold, images, &*temporary)
+        }
+    };
+    let mut target = match (&arguments.url, images[0].manifest.listeners.first()) {
+        (Some(url), _) => url.clone(),
+        (None, Some(listener)) => Target::of_listener(listener),
+        (None, None) => return Err(Error::NothingToAsk),
+    };
+    if let Some(send) = send {
+        target = target.sending(send);
+    }
+    let work = temporary.root().join("criu-work");
+    let subjects = Subjects {
+        store: images_store,
+        criu: &criu,
+        work: &work,
+    };
+    let options = Options {
+        command: cold.words(),
+        subjects: subjects.all(cold, &images, &arguments.baseline)?,
+        target,
+        settings: Settings {
+            runs: arguments.runs.get(),
+            warmup_runs: arguments.warmup_runs,
+            requests: arguments.requests.get(),
+            drop_caches: arguments.drop_caches,
+            status: arguments.status,
+        },
+        limit: arguments.timeout,
+        criu: version,
+    };
+    if let Some(stored) = &stored {
+        gate::check(options.subjects.iter().map(|subject| &subject.kind), stored)?;
+    }
+    let progress = report.progress();
+    let measured = bench::measure(&options, signals.ended(), |step| progress.show_run(&step)).await;
+    progress.clear();
+    let results = measured?;
+    let findings = judge(&results, stored.as_ref(), arguments);
+    report.benchmarked(&results, &findings)?;
+    exports.write(&results, &findings)?;
+    let failed = findings.iter().any(|finding| finding.verdict.is_failure());
+    Ok(if failed {
+        ExitCode::GateFailed as u8
+    } else {
+        0
+    })
+}
+
+fn judge(results: &Results, stored: Option<&Results>, arguments: &cli::Bench) -> Vec<Finding> {
+    let mut findings = stored.map_or_else(Vec::new, |stored| {
+        gate::compare(results, stored, arguments.max_regression)
+    });
+    if let Some(least) = arguments.min_speedup {
+        findings.extend(gate::require(results, least));
+    }
+    findings
+}
+
+/// Makes an image at each of the points, none twice.
+async fn capture_all(
+    store: &Store,
+    criu: &Program,
+    command: &Command,
+    arguments: &cli::Bench,
+    report: &Report,
+    interrupted: impl Future<Output = ()>,
+) -> Result<Vec<Image>, Error> {
+    tokio::pin!(interrupted);
+    let mut images: Vec<Image> = Vec::new();
+    for &point in &arguments.at {
+        if images
+            .iter()
+            .any(|image| image.manifest.capture.point == point)
+        {
+            continue;
+        }
+        let options = capture::Options {
+            command: command.clone(),
+            point,
+            limit: arguments.timeout,
+            name: point.to_string(),
+            leave_running: false,
+        };
+        let progress = report.progress();
+        let captured = capture::capture(store, criu, &options, &mut interrupted, |step| {
+            progress.show(&step);
+        })
+        .await;
+        progress.clear();
+        images.push(captured?.image);
+    }
+    Ok(images)
+}
+
+/// The command that an image was captured from.
+fn cold_start_of(image: &Image) -> Result<Command, CommandError> {
+    let command = &image.manifest.command;
+    Command::again(
+        &command.words,
+        &command.environment,
+        &command.working_directory,
+        command.user.as_deref(),
+    )
+}
+
+/// The ways to start a server.
+struct Subjects<'a> {
+    store: &'a Store,
+    criu: &'a Program,
+    /// Where a plain CRIU writes its log.
+    work: &'a Path,
+}
+
+impl Subjects<'_> {
+    fn all(
+        &self,
+        cold: Command,
+        images: &[Image],
+        baselines: &[String],
+    ) -> Result<Vec<Subject>, Error> {
+        let mut subjects = vec![Subject {
+            kind: SubjectKind::Cold,
+            command: cold,
+            image: None,
+            grace: bench::GRACE,
+        }];
+        for image in images {
+            subjects.push(Subject {
+                kind: SubjectKind::Restored {
+                    point: image.manifest.capture.point,
+                },
+                command: self.warmimg_restore(image)?,
+                image: Some(identity(image)),
+                grace: bench::GRACE,
+            });
+        }
+        for baseline in baselines {
+            match baseline.as_str() {
+                "criu" => {
+                    for image in images {
+                        subjects.push(self.plain_criu(image)?);
+                    }
+                }
+                command => subjects.push(Subject {
+                    kind: SubjectKind::Baseline {
+                        name: command.to_owned(),
+                    },
+                    command: resolve(["/bin/sh", "-c", &format!("exec {command}")])?,
+                    image: None,
+                    grace: bench::GRACE,
+                }),
+            }
+        }
+        Ok(subjects)
+    }
+
+    /// This program, as a person would call it.
+    fn warmimg_restore(&self, image: &Image) -> Result<Command, Error> {
+        let program = std::env::current_exe().map_err(Error::Runtime)?;
+        let words: [OsString; 7] = [
+            program.into(),
+            "--store".into(),
+            self.store.root().into(),
+            "--criu".into(),
+            self.criu.path.clone().into(),
+            "restore".into(),
+            image.digest.as_str().into(),
+        ];
+        resolve(words)
+    }
+
+    /// What one would type without warmimg. The pids of the image have to be free, hence
+    /// unshare(1); the pipes of the image have to be replaced by those of now.
+    fn plain_criu(&self, image: &Image) -> Result<Subject, Error> {
+        std::fs::create_dir_all(self.work).map_err(Error::Runtime)?;
+        let manifest = &image.manifest;
+        let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+        let mut words: Vec<OsString> = unshare.map(OsString::from).to_vec();
+        words.push(self.criu.path.clone().into());
+        words.extend(criu::plain_restore(
+            &image.criu_folder(),
+            self.work,
+            [&manifest.stdout, &manifest.stderr],
+            manifest.criu.foreign_session,
+        ));
+        Ok(Subject {
+            kind: SubjectKind::Criu {
+                point: manifest.capture.point,
+            },
+            command: resolve(words)?,
+            image: Some(identity(image)),
+            // unshare(1) ignores SIGTERM, and criu(8) would not pass it on.
+            grace: Duration::ZERO,
+        })
+    }
+}
+
+fn resolve(words: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Command, Error> {
+    let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+    Ok(Command::resolve(&words, None)?)
+}
+
+fn identity(image: &Image) -> results::Image {
+    results::Image {
+        digest: image.digest.to_string(),
+        bytes: image.manifest.image_bytes(),
+    }
+}
