@@ -89,12 +89,10 @@ fn http(mut stream: impl Read + Write, path: &str) -> io::Result<String> {
 }
 
 /// One request by the FastCGI specification: a responder, its parameters, an empty body.
-fn fast_cgi(mut stream: TcpStream, script: &str) -> io::Result<String> {
+pub fn fast_cgi_request(script: &str) -> Vec<u8> {
     const BEGIN: u8 = 1;
-    const END: u8 = 3;
     const PARAMS: u8 = 4;
     const STDIN: u8 = 5;
-    const STDOUT: u8 = 6;
     let record = |kind: u8, body: &[u8]| {
         let len = (body.len() as u16).to_be_bytes();
         [&[1, kind, 0, 1, len[0], len[1], 0, 0], body].concat()
@@ -110,14 +108,19 @@ fn fast_cgi(mut stream: TcpStream, script: &str) -> io::Result<String> {
         params.extend(name.as_bytes());
         params.extend(value.as_bytes());
     }
-    let request = [
+    [
         record(BEGIN, &[0, 1, 0, 0, 0, 0, 0, 0]),
         record(PARAMS, &params),
         record(PARAMS, &[]),
         record(STDIN, &[]),
     ]
-    .concat();
-    stream.write_all(&request)?;
+    .concat()
+}
+
+fn fast_cgi(mut stream: TcpStream, script: &str) -> io::Result<String> {
+    const END: u8 = 3;
+    const STDOUT: u8 = 6;
+    stream.write_all(&fast_cgi_request(script))?;
     let mut output = Vec::new();
     loop {
         let mut head = [0; 8];

@@ -16,7 +16,8 @@ Usage: cargo xtask COMMAND [--dry-run]
   demo              set up, build, then capture and restore the demo server
   test              set up and run all tests
   check             format, lints (warnings are errors), help texts in README.md
-  bench [--runs N]  start-up of the real servers, cold and restored in turn
+  bench [SERVER…]   start-up of the real servers, and the documents made from it; `bench overhead`
+                    for what warmimg itself costs
   docs [--check]    write the help texts into README.md (or check them)
 
   --dry-run         only show what would be done";
@@ -71,17 +72,21 @@ fn check(runner: &Runner) -> Result<()> {
 
 fn bench(runner: &Runner, arguments: &[String]) -> Result<()> {
     setup::set_up(runner, true)?;
-    let arguments = arguments
-        .iter()
-        .map(String::as_str)
-        .filter(|&a| a != "--dry-run");
+    let is_overhead = arguments.first().is_some_and(|first| first == "overhead");
+    let (program, skip) = if is_overhead {
+        ("overhead", 1)
+    } else {
+        ("startup", 0)
+    };
+    let arguments = arguments.iter().map(String::as_str).skip(skip);
+    let arguments = arguments.filter(|&argument| argument != "--dry-run");
     let bench = [
         "bench",
         "--locked",
         "--package",
         "warmimg",
         "--bench",
-        "startup",
+        program,
         "--",
     ];
     runner.cargo_as_root(&bench.into_iter().chain(arguments).collect::<Vec<_>>())

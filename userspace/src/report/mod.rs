@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use self::units::{Age, Bytes, Milliseconds};
 pub use self::{
-    bench::{Exports, svg},
+    bench::{Exports, markdown, svg},
     progress::ProgressLine,
 };
 use crate::{

@@ -4,7 +4,7 @@ mod exports;
 mod figures;
 mod html;
 mod json;
-mod markdown;
+pub mod markdown;
 pub mod svg;
 
 pub use self::exports::Exports;

@@ -1,9 +1,7 @@
-//! Start-up of the real servers, cold and restored in turn: `cargo xtask bench`, with
-//! `--runs N` and `--part servers|probe|fixed`.
+//! What warmimg itself costs: `cargo xtask bench overhead [--runs N] [--part probe|fixed]`.
 //!
-//! Prints, as medians: the first byte of the first response seen from outside after the start of
-//! the process, cold and restored; the cost of the probe; and what `warmimg restore` costs beyond
-//! what CRIU counts as its restore.
+//! Prints, as medians: start-up with and without the probe; and what `warmimg restore` costs
+//! beyond what CRIU counts as its restore.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -14,20 +12,13 @@
 )]
 mod support;
 
-use std::{
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-use support::{Killed, Workspace, server::Server, servers as real};
+use support::{Workspace, server::Server, servers as real};
 use warmimg::{tree::HostPid, watch::Watch};
 
 /// How often the client tries, which is also its resolution.
 const INTERVAL: Duration = Duration::from_micros(250);
-
-/// Makes a server in a workspace.
-type Make = fn(&Workspace) -> Server;
 
 /// The value of an option on the command line.
 fn option(name: &str) -> Option<String> {
@@ -40,9 +31,6 @@ fn main() {
     let runs = option("--runs").map_or(9, |runs| runs.parse().expect("--runs takes a number"));
     let part = option("--part");
     let is_wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
-    if is_wanted("servers") {
-        servers(runs);
-    }
     if is_wanted("probe") {
         probe_cost(runs);
     }
@@ -51,58 +39,11 @@ fn main() {
     }
 }
 
-fn servers(runs: usize) {
-    println!("Medians of {runs}, cold and restored in turn; first byte of the first response.\n");
-    println!(
-        "{:<22} {:>9} {:>9} {:>7}",
-        "server", "cold", "restored", "ratio"
-    );
-    let table: [(&str, Make); 7] = [
-        ("Express", |_| real::express()),
-        ("FastAPI", |_| real::fastapi_on_uvicorn()),
-        ("Django, 2 workers", |_| real::django_on_gunicorn()),
-        ("Rails", |_| real::rails_on_puma()),
-        ("Tomcat", real::tomcat),
-        ("Caddy", real::caddy),
-        ("Apache with mod_php", real::apache_prefork_with_mod_php),
-    ];
-    for (name, server) in table {
-        let workspace = Workspace::new();
-        let server = server(&workspace);
-        let output = support::finish(&mut server.capture(&workspace, &["--name", "server"]));
-        assert!(output.status.success(), "{}", support::describe(&output));
-        let (mut cold, mut restored) = (Vec::new(), Vec::new());
-        for _ in 0..runs {
-            cold.push(first_byte_cold(&server, &workspace));
-            restored.push(first_byte_restored(&server, &workspace));
-        }
-        let (cold, restored) = (median(cold), median(restored));
-        let ratio = cold.as_secs_f64() / restored.as_secs_f64();
-        println!(
-            "{name:<22} {:>6.1} ms {:>6.1} ms {ratio:>6.1}x",
-            ms(cold),
-            ms(restored)
-        );
-    }
-}
-
 fn first_byte_cold(server: &Server, workspace: &Workspace) -> Duration {
     let begun = Instant::now();
     let cold = server.start_cold(workspace);
     let time = first_byte(server, begun);
     drop(cold);
-    server.wait_for_silence();
-    time
-}
-
-fn first_byte_restored(server: &Server, workspace: &Workspace) -> Duration {
-    let mut command = workspace.warmimg(["restore", "server"]);
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let begun = Instant::now();
-    let mut restored = Killed(command.spawn().expect("warmimg starts"));
-    let time = first_byte(server, begun);
-    restored.signal(Signal::SIGTERM);
-    restored.wait();
     server.wait_for_silence();
     time
 }
