@@ -9,7 +9,7 @@ use warmimg::{
         results::{Subject, SubjectKind, Timing},
     },
     report::{
-        markdown,
+        factor, markdown,
         svg::{self, Bar, Group, Scale},
     },
 };
@@ -72,10 +72,11 @@ fn chart(stored: &[Stored]) -> String {
     let bar = |results: &Results, subject: &Subject, label: &str, class: &'static str| {
         let median = subject.median(Timing::FirstResponse);
         let ratio = results.speed_up(subject, Timing::FirstResponse);
-        let ratio = ratio.map(|ratio| format!("  {:.1}x", ratio.value));
+        let ratio = ratio.map(|ratio| format!(" · {}", factor(ratio.value)));
         Bar {
             label: label.to_owned(),
             class,
+            shade: 0,
             value: median.value,
             low: median.low,
             high: median.high,
@@ -110,13 +111,13 @@ fn table(stored: &[Stored]) -> String {
         let ratio = results.speed_up(subject, Timing::FirstResponse).unwrap();
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {:.1}x ({:.1} … {:.1}) |",
+            "| {} | {} | {} | {} ({} … {}) |",
             entry.title,
             ms(results.cold().unwrap()),
             ms(subject),
-            ratio.value,
-            ratio.low,
-            ratio.high
+            factor(ratio.value),
+            factor(ratio.low),
+            factor(ratio.high)
         );
     }
     text

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -175,14 +175,18 @@ pub struct Bench {
     pub status: Option<u16>,
     /// How many requests each run makes, one after the other
     #[arg(long, value_name = "N", default_value = "10")]
-    pub requests: NonZeroUsize,
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub requests: u32,
     /// How many runs of each are measured
     #[arg(short = 'n', long, value_name = "N", default_value = "10")]
-    pub runs: NonZeroUsize,
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub runs: u32,
     /// How many runs of each come before those, and are not counted
     #[arg(long, value_name = "N", default_value = "1")]
-    pub warmup_runs: usize,
-    /// Drop the page cache of the whole machine before each run
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub warmup_runs: u32,
+    /// Drop the page cache of the whole machine before each run; what running programs have
+    /// mapped, warmimg itself for one, stays
     #[arg(long)]
     pub drop_caches: bool,
     /// When to freeze the server; several points are compared
@@ -245,9 +249,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text
         .parse()
         .map_err(|_| "not a number of seconds".to_owned())?;
+    /// Long enough for anything, and short enough to be added to any time.
+    const LONGEST: Duration = Duration::from_secs(1_000_000);
     match Duration::try_from_secs_f64(number) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("must be more than 0".to_owned()),
+        Ok(duration) if !duration.is_zero() && duration <= LONGEST => Ok(duration),
+        _ => Err("must be more than 0, and at most 1000000".to_owned()),
     }
 }
 
@@ -291,7 +297,7 @@ mod tests {
     #[test]
     fn seconds_are_positive() {
         assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
-        for bad in ["0", "-1", "x", "inf", "nan"] {
+        for bad in ["0", "-1", "x", "inf", "nan", "1e19"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
     }

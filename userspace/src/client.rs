@@ -5,15 +5,22 @@
 //! whose precision is that of the kernel's clock; the runtime's own timers are in milliseconds.
 
 use std::{
+    ffi::OsString,
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStringExt as _},
     pin::Pin,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper::{Request, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Request, Uri,
+    body::Bytes,
+    client::conn::http1,
+    header,
+    http::{HeaderValue, uri::PathAndQuery},
+};
 use hyper_util::rt::TokioIo;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use tokio::{
@@ -22,6 +29,7 @@ use tokio::{
 };
 
 use crate::{
+    listener::is_abstract,
     sys,
     target::{Place, Protocol, Target},
 };
@@ -37,6 +45,8 @@ const LONGEST: Duration = Duration::from_millis(5);
 pub enum AskError {
     #[error("cannot connect")]
     Connect(#[source] io::Error),
+    #[error("it took the connection, and has not answered")]
+    Silent,
     #[error("the connection was closed before an answer")]
     Closed,
     #[error("what came back is not HTTP")]
@@ -92,6 +102,7 @@ impl<'a> Client<'a> {
             match connect(self.target).await {
                 Ok(stream) => {
                     let now = Instant::now();
+                    self.last_error = Some(AskError::Silent);
                     let (connected, resolution) =
                         *connected_first.get_or_insert((now, now - last_try));
                     match ask(stream, &self.target.protocol).await {
@@ -113,16 +124,6 @@ impl<'a> Client<'a> {
             last_try = tried;
             self.pause(begun.elapsed()).await?;
         }
-    }
-
-    /// Asks once.
-    ///
-    /// # Errors
-    /// See [`AskError`].
-    pub async fn ask(&self) -> Result<Option<u16>, AskError> {
-        let stream = connect(self.target).await.map_err(AskError::Connect)?;
-        let (_, _, status) = ask(stream, &self.target.protocol).await?;
-        Ok(status)
     }
 
     async fn pause(&self, passed: Duration) -> Result<(), AskError> {
@@ -151,9 +152,14 @@ fn pause(passed: Duration) -> Duration {
     fine.max(passed / 500).min(LONGEST)
 }
 
-/// Whether something takes connections there.
-pub async fn is_answered(target: &Target) -> bool {
-    connect(target).await.is_ok()
+/// Whether something listens there, even if it takes no connection.
+pub async fn is_taken(target: &Target) -> bool {
+    const LIMIT: Duration = Duration::from_secs(1);
+    match tokio::time::timeout(LIMIT, connect(target)).await {
+        Ok(Ok(_)) | Err(_) => true,
+        // The queue of a Unix socket is full.
+        Ok(Err(error)) => error.kind() == io::ErrorKind::WouldBlock,
+    }
 }
 
 /// A connection, of either kind.
@@ -162,6 +168,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection for T {}
 
 async fn connect(target: &Target) -> io::Result<Box<dyn Connection>> {
     match &target.place {
+        Place::Unix(path) if is_abstract(path) => {
+            let name = &path.as_os_str().as_encoded_bytes()[1..];
+            let name = OsString::from_vec([b"\0", name].concat());
+            Ok(Box::new(UnixStream::connect(name).await?))
+        }
         Place::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
         Place::Tcp(addresses) => {
             let stream = TcpStream::connect(&addresses[..]).await?;
@@ -208,8 +219,8 @@ async fn ask_raw(
 
 async fn ask_http(
     stream: Box<dyn Connection>,
-    host: &str,
-    path: &str,
+    host: &HeaderValue,
+    path: &PathAndQuery,
 ) -> Result<(Instant, Instant, Option<u16>), AskError> {
     let first_byte = std::cell::Cell::new(None);
     let stamped = Stamped {
@@ -218,7 +229,7 @@ async fn ask_http(
     };
     let exchange = async {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stamped)).await?;
-        let request = Request::get(path)
+        let request = Request::get(Uri::from(path.clone()))
             .header(header::HOST, host)
             .header(
                 header::USER_AGENT,
@@ -226,7 +237,7 @@ async fn ask_http(
             )
             .header(header::ACCEPT, "*/*")
             .body(Empty::<Bytes>::new())
-            .expect("host and path come from a parsed URL");
+            .expect("each part was checked when it was parsed");
         let answered = async {
             let mut response = sender.send_request(request).await?;
             while let Some(frame) = response.body_mut().frame().await {

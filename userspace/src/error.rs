@@ -40,6 +40,10 @@ pub enum Error {
     Gate(#[from] GateError),
     #[error("cannot write {}", .path.display())]
     Export { path: PathBuf, source: io::Error },
+    #[error("{} holds the results to compare with, and would be overwritten", .0.display())]
+    Overwrite(PathBuf),
+    #[error("{option} is for {url} without meaning")]
+    Meaningless { option: &'static str, url: String },
     #[error("the text to send has a bad escape: {0}")]
     Escape(String),
     #[error("the server listens nowhere that could be asked")]
@@ -105,7 +109,10 @@ impl Error {
             Self::Command(_) | Self::NothingNamed | Self::Escape(_) | Self::Gate(_) => {
                 ExitCode::Usage
             }
-            Self::Results(_) | Self::NothingToAsk => ExitCode::Usage,
+            Self::Results(_)
+            | Self::NothingToAsk
+            | Self::Overwrite(_)
+            | Self::Meaningless { .. } => ExitCode::Usage,
             Self::Bench(error) => bench_code(error),
             Self::Export { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 ExitCode::DiskFull
@@ -169,6 +176,13 @@ impl Error {
             Self::Results(_) => "`warmimg bench --export-json FILE` writes such a file".into(),
             Self::Gate(GateError::NothingInCommon { .. }) => {
                 "measure at the same capture points (--at) as the stored results".into()
+            }
+            Self::Overwrite(_) => "export to another file, and replace it if all is well".into(),
+            Self::Meaningless { .. } => {
+                "--send is for tcp:// and unix:, --status for http:// and unix:".into()
+            }
+            Self::Gate(GateError::OtherSettings { .. }) => {
+                "measure as the stored results were, or store new ones".into()
             }
             Self::Escape(_) => r"known are \r, \n, \t, \0, \\ and \xHH".into(),
             Self::NothingToAsk => "name what to ask with --url".into(),

@@ -1,6 +1,10 @@
 //! Listening sockets: what they are called, and those of this host.
 
-use std::{fmt, fs, net::SocketAddr, path::PathBuf};
+use std::{
+    fmt, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +28,21 @@ impl Listener {
             (a, b) => a == b,
         }
     }
+}
+
+impl Listener {
+    /// The file of a Unix socket of a server that was started in `folder`.
+    pub fn file(&self, folder: &Path) -> Option<PathBuf> {
+        match self {
+            Self::Unix { path } if !is_abstract(path) => Some(folder.join(path)),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a path stands for a name in the abstract namespace; see unix(7).
+pub fn is_abstract(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().starts_with(b"@")
 }
 
 impl fmt::Display for Listener {
@@ -85,7 +104,11 @@ fn parse_unix(text: &str) -> Vec<(u64, Listener)> {
             let mut words = line.split_whitespace();
             let flags = u32::from_str_radix(words.nth(3)?, 16).ok()?;
             let inode = words.nth(2)?.parse().ok()?;
-            let path = words.next()?;
+            // The path is the rest of the line, spaces and all.
+            let mut path = line;
+            for _ in 0..7 {
+                path = path.trim_start().split_once(' ')?.1;
+            }
             (flags & ACCEPTING != 0).then(|| (inode, Listener::Unix { path: path.into() }))
         })
         .collect()

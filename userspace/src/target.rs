@@ -3,11 +3,14 @@
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
 };
 
-use hyper::Uri;
+use hyper::{
+    Uri,
+    http::{HeaderValue, uri::PathAndQuery},
+};
 
 use crate::listener::Listener;
 
@@ -39,23 +42,31 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.1: GET of this path from this host.
-    Http { host: String, path: String },
+    Http {
+        host: HeaderValue,
+        path: PathAndQuery,
+    },
     /// These bytes, if any; whatever comes back is the response.
     Raw { send: Vec<u8> },
 }
 
 impl Target {
-    /// Asks what listens here by HTTP.
-    pub fn of_listener(listener: &Listener) -> Self {
+    /// Asks what listens here by HTTP. `folder` is that of the server.
+    pub fn of_listener(listener: &Listener, folder: &Path) -> Self {
         let (place, host) = match listener {
             Listener::Tcp { address } => {
                 let address = SocketAddr::new(reachable(address.ip()), address.port());
                 (Place::Tcp(vec![address]), address.to_string())
             }
-            Listener::Unix { path } => (Place::Unix(path.clone()), "localhost".to_owned()),
+            Listener::Unix { path } => {
+                let file = listener.file(folder).unwrap_or_else(|| path.clone());
+                (Place::Unix(file), LOCALHOST.to_owned())
+            }
         };
-        let path = "/".to_owned();
-        let protocol = Protocol::Http { host, path };
+        let protocol = Protocol::Http {
+            host: HeaderValue::from_str(&host).expect("an address is visible ASCII"),
+            path: PathAndQuery::from_static("/"),
+        };
         Self { place, protocol }
     }
 
@@ -63,6 +74,14 @@ impl Target {
     pub fn sending(self, send: Vec<u8>) -> Self {
         let protocol = Protocol::Raw { send };
         Self { protocol, ..self }
+    }
+
+    /// Whether it is asked by HTTP over TCP, as `http://` says.
+    pub fn is_http_url(&self) -> bool {
+        matches!(
+            (&self.place, &self.protocol),
+            (Place::Tcp(_), Protocol::Http { .. })
+        )
     }
 
     /// The addresses that a server would have to listen on.
@@ -76,6 +95,9 @@ impl Target {
         }
     }
 }
+
+/// The host that is named to a server on a Unix socket.
+const LOCALHOST: &str = "localhost";
 
 /// An address to connect to for one that is bound to.
 fn reachable(ip: IpAddr) -> IpAddr {
@@ -96,31 +118,37 @@ impl FromStr for Target {
         };
         if let Some(rest) = text.strip_prefix("unix:") {
             let (socket, path) = rest.split_once(":/").unwrap_or((rest, ""));
-            if !socket.starts_with('/') {
+            if !socket.starts_with(['/', '@']) {
                 return Err(form());
             }
             return Ok(Self {
                 place: Place::Unix(socket.into()),
                 protocol: Protocol::Http {
-                    host: "localhost".to_owned(),
-                    path: format!("/{path}"),
+                    host: HeaderValue::from_static(LOCALHOST),
+                    path: format!("/{path}").parse().map_err(|_| form())?,
                 },
             });
         }
         let uri: Uri = text.parse().map_err(|_| form())?;
-        let host = uri.host().ok_or_else(form)?;
-        match (uri.scheme_str(), uri.port_u16()) {
+        let authority = uri.authority().ok_or_else(form)?;
+        let (host, port) = (authority.host(), authority.port_u16());
+        // A port that is no number is none; a user is nothing that is sent.
+        if port.is_none() && authority.as_str() != host || authority.as_str().contains('@') {
+            return Err(form());
+        }
+        match (uri.scheme_str(), port) {
             (Some("http"), port) => Ok(Self {
                 place: resolve(host, port.unwrap_or(80))?,
                 protocol: Protocol::Http {
-                    host: uri.authority().ok_or_else(form)?.to_string(),
-                    path: uri
-                        .path_and_query()
-                        .map_or("/", |path| path.as_str())
-                        .to_owned(),
+                    host: HeaderValue::from_str(authority.as_str()).map_err(|_| form())?,
+                    path: match (uri.path(), uri.query()) {
+                        (path, None) => path.parse(),
+                        (path, Some(query)) => format!("{path}?{query}").parse(),
+                    }
+                    .map_err(|_| form())?,
                 },
             }),
-            (Some("tcp"), Some(port)) => Ok(Self {
+            (Some("tcp"), Some(port)) if matches!(uri.path(), "" | "/") => Ok(Self {
                 place: resolve(host, port)?,
                 protocol: Protocol::Raw { send: vec![] },
             }),
@@ -142,7 +170,9 @@ fn resolve(host: &str, port: u16) -> Result<Place, TargetError> {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.place, &self.protocol) {
-            (Place::Tcp(_), Protocol::Http { host, path }) => write!(f, "http://{host}{path}"),
+            (Place::Tcp(_), Protocol::Http { host, path }) => {
+                write!(f, "http://{}{path}", host.to_str().unwrap_or_default())
+            }
             (Place::Unix(socket), Protocol::Http { path, .. }) => {
                 write!(f, "unix:{}:{path}", socket.display())
             }
@@ -200,6 +230,10 @@ mod tests {
             assert_eq!(shown(same).unwrap(), same);
         }
         assert_eq!(shown("http://127.0.0.1").unwrap(), "http://127.0.0.1/");
+        assert_eq!(
+            shown("http://127.0.0.1:1?a").unwrap(),
+            "http://127.0.0.1:1/?a"
+        );
         assert_eq!(shown("unix:/run/app.sock").unwrap(), "unix:/run/app.sock:/");
         for bad in [
             "",
@@ -207,6 +241,10 @@ mod tests {
             "https://127.0.0.1/",
             "tcp://127.0.0.1",
             "unix:app.sock",
+            "unix:/app.sock:/a b",
+            "http://127.0.0.1:99999/",
+            "http://me@127.0.0.1/",
+            "tcp://127.0.0.1:80/path",
         ] {
             assert!(shown(bad).is_err(), "{bad}");
         }
@@ -217,10 +255,14 @@ mod tests {
         let listener = Listener::Tcp {
             address: "0.0.0.0:80".parse().unwrap(),
         };
-        assert_eq!(
-            Target::of_listener(&listener).to_string(),
-            "http://127.0.0.1:80/"
-        );
+        let shown = |listener| Target::of_listener(&listener, Path::new("/srv")).to_string();
+        assert_eq!(shown(listener), "http://127.0.0.1:80/");
+        for (path, url) in [
+            ("run/a.sock", "unix:/srv/run/a.sock:/"),
+            ("@a", "unix:@a:/"),
+        ] {
+            assert_eq!(shown(Listener::Unix { path: path.into() }), url);
+        }
     }
 
     #[test]

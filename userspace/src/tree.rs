@@ -1,6 +1,6 @@
-//! Reads processes in /proc: the tree under an init, what each process is and waits for.
+//! Processes as /proc shows them: the tree under an init, what each process is and waits for.
 //!
-//! Nothing here changes a process. A process may be gone at any moment; then it is simply not
+//! A process may be gone at any moment; then it is simply not
 //! in the answer.
 
 use std::{collections::HashMap, fmt, fs, path::PathBuf};
@@ -87,6 +87,13 @@ pub fn descendants(root: HostPid) -> Vec<HostPid> {
         next.extend(children(pid));
     }
     found
+}
+
+/// Sends a signal; nothing happens if the process is gone.
+pub fn signal(pid: HostPid, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid.0) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
 }
 
 fn state(pid: HostPid) -> Option<char> {

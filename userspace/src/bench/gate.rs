@@ -1,7 +1,10 @@
 //! Judges results: against stored ones, and against the least speed-up that is asked for.
 //!
 //! Compared is the ratio of a restore to the cold starts of the same rounds, so that it does not
-//! matter how fast the machine is, or whether the stored results come from another one.
+//! matter how fast the machine is at the moment. Results of another machine can be compared with
+//! as far as it is a like one: what a restore needs more of than a cold start, memory bandwidth
+//! for one, must have the same share in both. And a cold start that got faster by itself makes
+//! the restore, which did not, look slower.
 
 use std::fmt;
 
@@ -9,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     Results,
-    results::{Subject, SubjectKind, Timing},
+    results::{Settings, Subject, SubjectKind, Timing},
     statistics::{Estimate, Pairs},
 };
 
@@ -18,7 +21,19 @@ use super::{
 pub enum GateError {
     #[error("the stored results have nothing to compare with: they are of {}", list(.stored))]
     NothingInCommon { stored: Vec<String> },
+    #[error("the stored results were measured {stored}, these {now}")]
+    OtherSettings {
+        stored: &'static str,
+        now: &'static str,
+    },
 }
+
+/// How often the interval of a change that is none leaves zero out: rarely, as several times of
+/// each subject are judged at once.
+const DOUBT: f64 = 0.01;
+
+/// Fewer rounds than this, on either side, prove nothing.
+const FEWEST: usize = 5;
 
 fn list(names: &[String]) -> String {
     match names {
@@ -49,6 +64,8 @@ pub enum Verdict {
     Kept { change: Estimate },
     /// Faster, and not by chance.
     Faster { change: Estimate },
+    /// There is nothing to compare with.
+    NotStored,
     /// Less speed-up than is asked for.
     TooSlow { speed_up: Estimate, least: f64 },
     /// As much or more.
@@ -59,6 +76,15 @@ impl Verdict {
     /// Whether the gate stays shut.
     pub fn is_failure(self) -> bool {
         matches!(self, Self::Slower { .. } | Self::TooSlow { .. })
+    }
+
+    /// In one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Slower { .. } | Self::TooSlow { .. } => "FAILED",
+            Self::Unclear { .. } | Self::NotStored => "unclear",
+            Self::Kept { .. } | Self::Faster { .. } | Self::FastEnough { .. } => "ok",
+        }
     }
 }
 
@@ -77,11 +103,12 @@ impl fmt::Display for Finding {
         let share =
             |change: &Estimate| format!("{} % ({})", percent(change.value), interval(change));
         match verdict {
-            Verdict::Slower { change } => write!(f, "slower, {}", share(change)),
+            Verdict::Slower { change } => write!(f, "slower by {}", share(change)),
             Verdict::Unclear { change } => {
-                write!(f, "unclear, {}; more --runs would tell", share(change))
+                write!(f, "{}; more --runs would tell", share(change))
             }
-            Verdict::Kept { change } => write!(f, "kept, {}", share(change)),
+            Verdict::NotStored => f.write_str("not in the stored results"),
+            Verdict::Kept { change } => write!(f, "{}", share(change)),
             Verdict::Faster { change } => write!(f, "faster, {}", share(change)),
             Verdict::TooSlow { speed_up, least } => write!(
                 f,
@@ -97,51 +124,56 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Checks that stored results have one of these subjects to compare with.
+/// Checks that stored results can be compared with those of these subjects.
 ///
 /// # Errors
-/// [`GateError::NothingInCommon`].
+/// See [`GateError`].
 pub fn check<'a>(
     subjects: impl IntoIterator<Item = &'a SubjectKind>,
+    settings: &Settings,
     stored: &Results,
 ) -> Result<(), GateError> {
     let is_stored = |kind: &SubjectKind| restored(stored).any(|subject| subject.kind == *kind);
-    if stored.cold().is_some() && subjects.into_iter().any(is_stored) {
-        return Ok(());
+    if stored.cold().is_none() || !subjects.into_iter().any(is_stored) {
+        let names = stored
+            .subjects
+            .iter()
+            .map(|subject| subject.kind.to_string());
+        return Err(GateError::NothingInCommon {
+            stored: names.collect(),
+        });
     }
-    let names = stored
-        .subjects
-        .iter()
-        .map(|subject| subject.kind.to_string());
-    Err(GateError::NothingInCommon {
-        stored: names.collect(),
-    })
+    let cache = |settings: &Settings| match settings.drop_caches {
+        true => "without a page cache",
+        false => "with a warm page cache",
+    };
+    let (stored, now) = (cache(&stored.settings), cache(settings));
+    if stored != now {
+        return Err(GateError::OtherSettings { stored, now });
+    }
+    Ok(())
 }
 
 /// Compares restores with stored ones. `allowed` is the share by which each may be slower.
 pub fn compare(now: &Results, stored: &Results, allowed: f64) -> Vec<Finding> {
+    let requests = now.settings.requests;
     let mut findings = Vec::new();
     for subject in restored(now) {
-        let same = |other: &&Subject| other.kind == subject.kind;
-        let Some(before) = restored(stored).find(same) else {
-            continue;
-        };
-        for timing in Timing::ALL {
-            let is_other_number = now.settings.requests != stored.settings.requests;
-            if timing == Timing::LastResponse && is_other_number {
+        let before = restored(stored).find(|other| other.kind == subject.kind);
+        for timing in Timing::shown(requests) {
+            if timing == Timing::LastResponse && requests != stored.settings.requests {
                 continue;
             }
-            let Some((current, then)) =
-                times(now, subject, timing).zip(times(stored, before, timing))
-            else {
-                continue;
+            let before = before.and_then(|before| times(stored, before, timing));
+            let verdict = match times(now, subject, timing).zip(before) {
+                Some((now, before)) => judge(&now, &before, allowed),
+                None => Verdict::NotStored,
             };
-            let change = current.pairs().change_since(then.pairs());
             findings.push(Finding {
                 subject: subject.kind.to_string(),
                 timing,
-                label: timing.label(now.settings.requests),
-                verdict: judge(change, allowed),
+                label: timing.label(requests),
+                verdict,
             });
         }
     }
@@ -181,6 +213,10 @@ impl Times {
     fn pairs(&self) -> Pairs<'_> {
         Pairs::new(&self.restored, &self.cold)
     }
+
+    fn rounds(&self) -> usize {
+        self.restored.len().min(self.cold.len())
+    }
 }
 
 fn times(results: &Results, subject: &Subject, timing: Timing) -> Option<Times> {
@@ -194,12 +230,14 @@ fn times(results: &Results, subject: &Subject, timing: Timing) -> Option<Times> 
 /// A change is a regression if it is more than allowed and its interval leaves no doubt that it
 /// is one at all. (That the whole interval lie beyond what is allowed would be too much to ask:
 /// half of all changes a little above it would pass.)
-fn judge(change: Estimate, allowed: f64) -> Verdict {
-    if change.value > allowed && change.low > 0.0 {
+fn judge(now: &Times, before: &Times, allowed: f64) -> Verdict {
+    let change = now.pairs().change_since(before.pairs(), 1.0 - DOUBT);
+    let is_proof = now.rounds().min(before.rounds()) >= FEWEST;
+    if is_proof && change.value > allowed && change.low > 0.0 {
         Verdict::Slower { change }
-    } else if change.high < 0.0 {
+    } else if is_proof && change.high < 0.0 {
         Verdict::Faster { change }
-    } else if change.high > allowed {
+    } else if !is_proof || change.high > allowed {
         Verdict::Unclear { change }
     } else {
         Verdict::Kept { change }
@@ -211,22 +249,26 @@ mod tests {
     use super::*;
     use crate::bench::statistics::Random;
 
-    fn estimate(low: f64, value: f64, high: f64) -> Estimate {
-        Estimate { value, low, high }
+    /// Restores of the same cold starts, each slower by this.
+    fn exact(rounds: usize, slower: f64) -> Times {
+        Times {
+            cold: vec![300.0; rounds],
+            restored: vec![50.0 * slower; rounds],
+        }
     }
 
     #[test]
-    fn only_what_is_more_than_allowed_and_not_by_chance_is_a_regression() {
-        let is_failure = |low, value, high| judge(estimate(low, value, high), 0.1).is_failure();
-        assert!(is_failure(0.05, 0.15, 0.25));
-        assert!(!is_failure(-0.01, 0.15, 0.30), "perhaps by chance");
-        assert!(!is_failure(0.05, 0.08, 0.12), "allowed");
+    fn only_what_is_more_than_allowed_and_proven_is_a_regression() {
+        let judged = |rounds, slower| judge(&exact(rounds, slower), &exact(10, 1.0), 0.1);
+        assert!(matches!(judged(10, 1.11), Verdict::Slower { .. }));
+        assert!(matches!(judged(10, 1.09), Verdict::Kept { .. }));
+        assert!(matches!(judged(10, 0.9), Verdict::Faster { .. }));
+        assert!(matches!(judged(4, 1.5), Verdict::Unclear { .. }));
+        // Twice as slow in some rounds: perhaps by chance.
+        let mut mixed = exact(10, 1.0);
+        mixed.restored[..6].fill(100.0);
         assert!(matches!(
-            judge(estimate(-0.2, -0.1, -0.05), 0.1),
-            Verdict::Faster { .. }
-        ));
-        assert!(matches!(
-            judge(estimate(-0.2, 0.05, 0.3), 0.1),
+            judge(&mixed, &exact(10, 1.0), 0.1),
             Verdict::Unclear { .. }
         ));
     }
@@ -247,7 +289,7 @@ mod tests {
         let caught = (0..TRIES).filter(|_| {
             let stored = times(&mut random, deviation, 1.0);
             let now = times(&mut random, deviation, slower);
-            judge(now.pairs().change_since(stored.pairs()), 0.1).is_failure()
+            judge(&now, &stored, 0.1).is_failure()
         });
         caught.count() as f64 / f64::from(TRIES)
     }

@@ -11,19 +11,19 @@ pub mod statistics;
 mod surroundings;
 pub mod warnings;
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    os::unix::{fs::FileTypeExt as _, net::UnixStream},
+    path::PathBuf,
+    time::Duration,
+};
 
 pub use self::{results::Results, run::RunError};
 use self::{
     results::{Image, Settings, Subject as Measured, SubjectKind},
     surroundings::Watcher,
 };
-use crate::{
-    cgroup,
-    criu::Version,
-    spawn::Command,
-    target::{Place, Target},
-};
+use crate::{cgroup, criu::Version, spawn::Command, target::Target};
 
 /// Why there are no results.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,9 @@ pub struct Options {
     /// How long a run may take until its last response.
     pub limit: Duration,
     pub criu: Version,
+    /// Unix sockets of the server. One that was killed leaves its path behind, and the next
+    /// cannot bind to it.
+    pub sockets: Vec<PathBuf>,
 }
 
 /// Where a measurement is.
@@ -104,11 +107,12 @@ async fn measure_all(
         runs, warmup_runs, ..
     } = options.settings;
     let groups = cgroup::Parent::open().map_err(BenchError::Cgroup)?;
+    let sockets = Sockets(&options.sockets);
     let subjects = options.subjects.iter().map(|subject| Measured {
         kind: subject.kind.clone(),
         command: subject.command.words(),
         image: subject.image.clone(),
-        samples: Vec::with_capacity(runs),
+        samples: vec![],
     });
     let mut measured: Vec<Measured> = subjects.collect();
     let mut watcher = Watcher::start().map_err(BenchError::Host)?;
@@ -126,6 +130,7 @@ async fn measure_all(
                 warmup,
                 subject: &name,
             });
+            sockets.remove_stale();
             let outcome = run::run(options, subject, &groups, &mut watcher).await;
             let sample = outcome.map_err(|(source, output)| BenchError::Run {
                 run,
@@ -138,21 +143,32 @@ async fn measure_all(
             if !warmup {
                 measured.samples.push(sample);
             }
-            remove_socket(&options.target);
         }
     }
     Results::new(options, measured, watcher.end().map_err(BenchError::Host)?)
         .map_err(BenchError::Host)
 }
 
-/// Removes the socket that a server which was killed leaves behind, and the next cannot bind to.
-fn remove_socket(target: &Target) {
-    use std::os::unix::fs::FileTypeExt as _;
-    if let Place::Unix(path) = &target.place
-        && path
-            .symlink_metadata()
-            .is_ok_and(|found| found.file_type().is_socket())
-    {
-        let _ = std::fs::remove_file(path);
+/// The paths of a server's sockets, cleared before each run and at the end.
+struct Sockets<'a>(&'a [PathBuf]);
+
+impl Sockets<'_> {
+    /// Removes those that nobody listens on.
+    fn remove_stale(&self) {
+        for path in self.0 {
+            let is_socket = path
+                .symlink_metadata()
+                .is_ok_and(|found| found.file_type().is_socket());
+            let refused = UnixStream::connect(path).map_err(|error| error.kind());
+            if is_socket && matches!(refused, Err(io::ErrorKind::ConnectionRefused)) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+impl Drop for Sockets<'_> {
+    fn drop(&mut self) {
+        self.remove_stale();
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Options,
-    statistics::{Estimate, Pairs, estimate_median},
+    statistics::{Estimate, Pairs, estimate_median, median},
     surroundings::processors,
 };
 use crate::{host::Host, store::now_ms, watch::CapturePoint};
@@ -107,8 +107,6 @@ pub struct Surroundings {
     pub other_cpus: f64,
     /// The share of time that a hypervisor gave to other machines.
     pub stolen_share: f64,
-    /// The median of how much earlier, at most, the first connection might have been made.
-    pub client_resolution_ns: u64,
     /// CPU time that the client used while it waited for first responses, as a share of that
     /// time.
     pub client_cpu_share: f64,
@@ -167,7 +165,8 @@ pub struct Sample {
     pub first_byte_ns: u64,
     /// Until the whole of it.
     pub first_response_ns: u64,
-    /// Until the whole of the last response.
+    /// Until the whole of the last response, less the time in which memory was read after the
+    /// first; the server went on meanwhile.
     pub last_response_ns: u64,
     /// By how much earlier, at most, the first connection might have been made.
     pub resolution_ns: u64,
@@ -212,6 +211,13 @@ impl Timing {
         Self::LastResponse,
     ];
 
+    /// Those that differ: with a single request, the last response is the first.
+    pub fn shown(requests: usize) -> impl Iterator<Item = Self> {
+        Self::ALL
+            .into_iter()
+            .filter(move |&timing| timing != Self::LastResponse || requests > 1)
+    }
+
     /// What it is called, after `requests` requests.
     pub fn label(self, requests: usize) -> String {
         match self {
@@ -244,6 +250,13 @@ impl Subject {
         estimate_median(&self.times(timing))
     }
 
+    /// The median of how much earlier, at most, the client might have seen it listen, in
+    /// milliseconds.
+    pub fn resolution(&self) -> f64 {
+        let ms = |sample: &Sample| sample.resolution_ns as f64 / 1e6;
+        median(&self.samples.iter().map(ms).collect::<Vec<_>>())
+    }
+
     /// The median of something used.
     pub fn median_usage(&self, part: fn(&Usage) -> u64) -> f64 {
         let values: Vec<f64> = self
@@ -251,7 +264,7 @@ impl Subject {
             .iter()
             .map(|sample| part(&sample.usage) as f64)
             .collect();
-        super::statistics::median(&values)
+        median(&values)
     }
 }
 

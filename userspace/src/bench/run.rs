@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_millis(1);
 /// Why a run gave no sample.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    #[error("{at} is already answered by {holder}")]
+    #[error("{at} is already taken by {holder}")]
     Taken { at: String, holder: String },
     #[error("cannot start it")]
     Start(#[from] SpawnError),
@@ -76,7 +76,7 @@ pub async fn run(
     watcher: &mut Watcher,
 ) -> Result<Sample, (RunError, Vec<String>)> {
     let nothing = |error| (error, vec![]);
-    if client::is_answered(&options.target).await {
+    if client::is_taken(&options.target).await {
         return Err(nothing(taken(options)));
     }
     if options.settings.drop_caches {
@@ -151,7 +151,7 @@ async fn measure(
     let own_before = own_cpu_time();
     let first = limit.ask(client, begun, 1).await?;
     let own = own_cpu_time() - own_before;
-    watcher.add_wait(first.resolution, own, first.end - begun);
+    watcher.add_wait(first.end - begun, own);
 
     // The clock stands still while memory is read, which takes long if there is much of it.
     let paused = Instant::now();
@@ -226,6 +226,10 @@ async fn end(child: &mut Child, group: &Cgroup, grace: Duration) {
     child.signal(Signal::TERM);
     let gone = async {
         let _ = child.exit().await;
+        // What it did not end itself: the server of a script, or one in the background.
+        for pid in group.processes() {
+            tree::signal(pid, Signal::TERM);
+        }
         while group.is_populated() {
             tokio::time::sleep(INTERVAL).await;
         }

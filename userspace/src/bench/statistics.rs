@@ -10,10 +10,10 @@ use serde::Serialize;
 /// How many resamples an interval is made from.
 const RESAMPLES: usize = 5_000;
 
-/// The share of resamples that an interval spans.
+/// The share of resamples that an interval spans, unless another is asked for.
 pub const CONFIDENCE: f64 = 0.95;
 
-/// A figure with its interval of [`CONFIDENCE`].
+/// A figure with its interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     pub value: f64,
@@ -49,18 +49,18 @@ impl<'a> Pairs<'a> {
     /// The ratio of the medians.
     pub fn ratio(self) -> Estimate {
         let mut random = Random::new();
-        estimate(ratio(self.numerator, self.denominator), || {
+        estimate(ratio(self.numerator, self.denominator), CONFIDENCE, || {
             self.resampled_ratio(&mut random)
         })
     }
 
     /// By how much the ratio of the medians is more than that of `other`: 0.1 is 10 % more. The
     /// two were measured apart, perhaps on different machines.
-    pub fn change_since(self, other: Self) -> Estimate {
+    pub fn change_since(self, other: Self, confidence: f64) -> Estimate {
         let mut random = Random::new();
         let now = ratio(self.numerator, self.denominator);
         let then = ratio(other.numerator, other.denominator);
-        estimate(now / then - 1.0, || {
+        estimate(now / then - 1.0, confidence, || {
             self.resampled_ratio(&mut random) / other.resampled_ratio(&mut random) - 1.0
         })
     }
@@ -79,16 +79,16 @@ fn ratio(numerator: &[f64], denominator: &[f64]) -> f64 {
 /// The median with its interval.
 pub fn estimate_median(samples: &[f64]) -> Estimate {
     let mut random = Random::new();
-    estimate(median(samples), || {
+    estimate(median(samples), CONFIDENCE, || {
         let resample: Vec<f64> = random.resample(samples.len()).map(|i| samples[i]).collect();
         median(&resample)
     })
 }
 
-fn estimate(value: f64, mut resample: impl FnMut() -> f64) -> Estimate {
+fn estimate(value: f64, confidence: f64, mut resample: impl FnMut() -> f64) -> Estimate {
     let mut values: Vec<f64> = (0..RESAMPLES).map(|_| resample()).collect();
     values.sort_by(f64::total_cmp);
-    let tail = (1.0 - CONFIDENCE) / 2.0;
+    let tail = (1.0 - confidence) / 2.0;
     Estimate {
         value,
         low: sorted_quantile(&values, tail),
@@ -119,11 +119,11 @@ fn sorted_quantile(sorted: &[f64], share: f64) -> f64 {
 }
 
 /// The indices of samples that are far from the others: those whose modified z-score is more
-/// than 3.5 (Iglewicz and Hoaglin, "How to detect and handle outliers", 1993).
-pub fn outliers(samples: &[f64]) -> Vec<usize> {
-    const LIMIT: f64 = 3.5;
+/// than `limit` (Iglewicz and Hoaglin, "How to detect and handle outliers", 1993, who take 3.5
+/// where the samples are normally distributed).
+pub fn outliers(samples: &[f64], limit: f64) -> Vec<usize> {
     let scores = modified_z_scores(samples);
-    let is_far = |(_, score): &(usize, f64)| score.abs() > LIMIT;
+    let is_far = |(_, score): &(usize, f64)| score.abs() > limit;
     scores
         .into_iter()
         .enumerate()
@@ -280,9 +280,9 @@ mod tests {
         let samples = [
             199.31, 199.53, 200.19, 200.82, 201.92, 201.95, 202.18, 245.57,
         ];
-        assert_eq!(outliers(&samples), [7]);
-        assert_eq!(outliers(&TREATED), [0; 0]);
-        assert_eq!(outliers(&[1.0; 5]), [0; 0]);
+        assert_eq!(outliers(&samples, 3.5), [7]);
+        assert_eq!(outliers(&TREATED, 3.5), [0; 0]);
+        assert_eq!(outliers(&[1.0; 5], 3.5), [0; 0]);
     }
 
     #[test]
@@ -292,7 +292,7 @@ mod tests {
         let fast: Vec<f64> = (10..30).map(f64::from).collect();
         let ratio = Pairs::new(&slow, &fast).ratio();
         assert_eq!((ratio.low, ratio.value, ratio.high), (5.0, 5.0, 5.0));
-        let change = Pairs::new(&slow, &fast).change_since(Pairs::new(&fast, &fast));
+        let change = Pairs::new(&slow, &fast).change_since(Pairs::new(&fast, &fast), CONFIDENCE);
         assert_eq!((change.low, change.value, change.high), (4.0, 4.0, 4.0));
     }
 }

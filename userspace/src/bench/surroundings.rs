@@ -13,14 +13,9 @@ pub struct Watcher {
     own_before: Duration,
     /// CPU time of the runs.
     runs: Duration,
-    waits: Vec<Wait>,
-}
-
-/// What the client used while it waited for a first response.
-struct Wait {
-    resolution: Duration,
-    cpu: Duration,
-    time: Duration,
+    /// How long the client waited for first responses, and the CPU time it used meanwhile.
+    waited: Duration,
+    waiting_cpu: Duration,
 }
 
 /// CPU time of the whole machine since its boot, in seconds.
@@ -41,7 +36,8 @@ impl Watcher {
             before: Times::read()?,
             own_before: own_cpu_time(),
             runs: Duration::ZERO,
-            waits: vec![],
+            waited: Duration::ZERO,
+            waiting_cpu: Duration::ZERO,
         })
     }
 
@@ -51,12 +47,9 @@ impl Watcher {
     }
 
     /// Takes into account what the client used while it waited for a first response.
-    pub fn add_wait(&mut self, resolution: Duration, cpu: Duration, time: Duration) {
-        self.waits.push(Wait {
-            resolution,
-            cpu,
-            time,
-        });
+    pub fn add_wait(&mut self, time: Duration, cpu: Duration) {
+        self.waited += time;
+        self.waiting_cpu += cpu;
     }
 
     /// # Errors
@@ -68,21 +61,13 @@ impl Watcher {
         let all = (after.all - before.all).max(f64::MIN_POSITIVE);
         let seconds = all / processors() as f64;
         let others = after.busy - before.busy - ours.as_secs_f64();
-        let sum = |part: fn(&Wait) -> Duration| self.waits.iter().map(part).sum::<Duration>();
-        let waited = sum(|wait| wait.time).as_secs_f64();
-        let resolutions: Vec<f64> = self
-            .waits
-            .iter()
-            .map(|wait| wait.resolution.as_nanos() as f64)
-            .collect();
         Ok(Surroundings {
             load_average: self.load_average,
             other_cpus: (others / seconds).max(0.0),
             stolen_share: (after.stolen - before.stolen) / all,
-            client_resolution_ns: super::statistics::median(&resolutions) as u64,
-            client_cpu_share: match waited {
+            client_cpu_share: match self.waited.as_secs_f64() {
                 0.0 => 0.0,
-                waited => sum(|wait| wait.cpu).as_secs_f64() / waited,
+                waited => self.waiting_cpu.as_secs_f64() / waited,
             },
         })
     }

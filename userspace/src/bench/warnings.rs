@@ -13,6 +13,10 @@ use super::{
 /// Fewer runs than this give intervals that are too narrow.
 const FEW_RUNS: usize = 6;
 
+/// A modified z-score beyond this is far off even for start-up times, whose distribution has a
+/// long tail.
+const FAR: f64 = 10.0;
+
 /// A wider interval than this, as a share of the median on either side, says little.
 const WIDE: f64 = 0.1;
 
@@ -47,7 +51,8 @@ pub enum Warning {
         share: f64,
     },
     Coarse {
-        resolution_ns: u64,
+        subject: String,
+        resolution_ms: f64,
     },
 }
 
@@ -62,7 +67,7 @@ impl Warning {
             Self::Wide { .. } => "measure more, with --runs, or on a quieter machine",
             Self::OtherLoad { .. } => "end other programs, or measure when they rest",
             Self::Stolen { .. } => "trust the ratios rather than the times, and measure more runs",
-            Self::Coarse { .. } => "the times are right to that; keep other load away",
+            Self::Coarse { .. } => "its times are right to that; keep other load away",
         }
     }
 }
@@ -101,10 +106,12 @@ impl fmt::Display for Warning {
                 "the hypervisor gave {:.0} % of the time to other machines",
                 share * 100.0
             ),
-            Self::Coarse { resolution_ns } => write!(
+            Self::Coarse {
+                subject,
+                resolution_ms,
+            } => write!(
                 f,
-                "the client saw the server come up to {:.1} ms only",
-                *resolution_ns as f64 / 1e6
+                "{subject}: the client saw it listen to within {resolution_ms:.1} ms only"
             ),
         }
     }
@@ -131,22 +138,13 @@ pub fn warnings(results: &Results) -> Vec<Warning> {
             share: surroundings.stolen_share,
         });
     }
-    let fastest = results
-        .subjects
-        .iter()
-        .map(|subject| statistics::median(&subject.times(Timing::Listening)))
-        .fold(f64::INFINITY, f64::min);
-    let resolution_ns = surroundings.client_resolution_ns;
-    if resolution_ns as f64 / 1e6 > COARSE * fastest {
-        found.push(Warning::Coarse { resolution_ns });
-    }
     found
 }
 
 fn of_subject(subject: &Subject, runs: usize) -> Vec<Warning> {
     let mut found = Vec::new();
     let name = subject.kind.to_string();
-    let outliers = statistics::outliers(&subject.times(Timing::FirstResponse));
+    let outliers = statistics::outliers(&subject.times(Timing::FirstResponse), FAR);
     // Of few samples, some always look far off.
     if runs >= FEW_RUNS && !outliers.is_empty() {
         found.push(Warning::Outliers {
@@ -157,8 +155,15 @@ fn of_subject(subject: &Subject, runs: usize) -> Vec<Warning> {
     let relative_error = subject.median(Timing::FirstResponse).relative_error();
     if relative_error > WIDE {
         found.push(Warning::Wide {
-            subject: name,
+            subject: name.clone(),
             relative_error,
+        });
+    }
+    let resolution_ms = subject.resolution();
+    if resolution_ms > COARSE * subject.median(Timing::Listening).value {
+        found.push(Warning::Coarse {
+            subject: name,
+            resolution_ms,
         });
     }
     found

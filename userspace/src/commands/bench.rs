@@ -15,7 +15,7 @@ use crate::{
     report::{Exports, Report},
     spawn::{Command, CommandError},
     store::{Image, Store},
-    target::{self, Target},
+    target::{self, Protocol, Target},
 };
 
 pub async fn run(
@@ -23,25 +23,39 @@ pub async fn run(
     arguments: &cli::Bench,
     report: &Report,
 ) -> Result<u8, Error> {
-    // All that can be wrong about the command line shows before anything takes its time.
+    let mut signals = Signals::catch()?;
+    // What can be wrong about the command line shows before anything takes its time.
     let stored = arguments
         .against
         .as_deref()
         .map(Results::read)
         .transpose()?;
     let exports = Exports::prepare(arguments)?;
-    let send = arguments.send.as_deref().map(target::unescape).transpose();
-    let send = send.map_err(Error::Escape)?;
+    let settings = Settings {
+        runs: arguments.runs as usize,
+        warmup_runs: arguments.warmup_runs as usize,
+        requests: arguments.requests as usize,
+        drop_caches: arguments.drop_caches,
+        status: arguments.status,
+    };
+    let url = named_target(arguments)?;
     let (store, criu) = prepare(global)?;
     let version = criu.check(crate::host::kernel_version())?;
-    let mut signals = Signals::catch()?;
+    let image = arguments.image.as_deref();
+    let image = image.map(|wanted| store.find(Some(wanted))).transpose()?;
+    if let Some(stored) = &stored {
+        let points = match &image {
+            Some(image) => vec![image.manifest.capture.point],
+            None => arguments.at.clone(),
+        };
+        let restored = |point| SubjectKind::Restored { point };
+        let kinds: Vec<_> = points.into_iter().map(restored).collect();
+        gate::check(&kinds, &settings, stored)?;
+    }
 
     let temporary = store.temporary()?;
-    let (cold, images, images_store) = match &arguments.image {
-        Some(wanted) => {
-            let image = store.find(Some(wanted))?;
-            (cold_start_of(&image)?, vec![image], &store)
-        }
+    let (cold, images, images_store) = match image {
+        Some(image) => (cold_start_of(&image)?, vec![image], &store),
         None => {
             let cold = Command::resolve(&arguments.words, arguments.user.as_deref())?;
             let images =
@@ -49,14 +63,13 @@ pub async fn run(
             (cold, images, &*temporary)
         }
     };
-    let mut target = match (&arguments.url, images[0].manifest.listeners.first()) {
-        (Some(url), _) => url.clone(),
-        (None, Some(listener)) => Target::of_listener(listener),
+    let folder = &cold.working_directory;
+    let listeners = &images[0].manifest.listeners;
+    let target = match (url, listeners.first()) {
+        (Some(url), _) => url,
+        (None, Some(listener)) => Target::of_listener(listener, folder),
         (None, None) => return Err(Error::NothingToAsk),
     };
-    if let Some(send) = send {
-        target = target.sending(send);
-    }
     let work = temporary.root().join("criu-work");
     let subjects = Subjects {
         store: images_store,
@@ -65,34 +78,51 @@ pub async fn run(
     };
     let options = Options {
         command: cold.words(),
+        sockets: listeners
+            .iter()
+            .filter_map(|listener| listener.file(folder))
+            .collect(),
         subjects: subjects.all(cold, &images, &arguments.baseline)?,
         target,
-        settings: Settings {
-            runs: arguments.runs.get(),
-            warmup_runs: arguments.warmup_runs,
-            requests: arguments.requests.get(),
-            drop_caches: arguments.drop_caches,
-            status: arguments.status,
-        },
+        settings,
         limit: arguments.timeout,
         criu: version,
     };
-    if let Some(stored) = &stored {
-        gate::check(options.subjects.iter().map(|subject| &subject.kind), stored)?;
-    }
     let progress = report.progress();
     let measured = bench::measure(&options, signals.ended(), |step| progress.show_run(&step)).await;
     progress.clear();
     let results = measured?;
     let findings = judge(&results, stored.as_ref(), arguments);
-    report.benchmarked(&results, &findings)?;
     exports.write(&results, &findings)?;
+    report.benchmarked(&results, &findings)?;
     let failed = findings.iter().any(|finding| finding.verdict.is_failure());
     Ok(if failed {
         ExitCode::GateFailed as u8
     } else {
         0
     })
+}
+
+/// What the command line says to ask.
+fn named_target(arguments: &cli::Bench) -> Result<Option<Target>, Error> {
+    let Some(url) = arguments.url.clone() else {
+        return Ok(None);
+    };
+    let meaningless = |option| Error::Meaningless {
+        option,
+        url: url.to_string(),
+    };
+    let target = match &arguments.send {
+        Some(_) if url.is_http_url() => return Err(meaningless("--send")),
+        Some(text) => url
+            .clone()
+            .sending(target::unescape(text).map_err(Error::Escape)?),
+        None => url.clone(),
+    };
+    if arguments.status.is_some() && matches!(target.protocol, Protocol::Raw { .. }) {
+        return Err(meaningless("--status"));
+    }
+    Ok(Some(target))
 }
 
 fn judge(results: &Results, stored: Option<&Results>, arguments: &cli::Bench) -> Vec<Finding> {
@@ -169,7 +199,7 @@ impl Subjects<'_> {
     ) -> Result<Vec<Subject>, Error> {
         let mut subjects = vec![Subject {
             kind: SubjectKind::Cold,
-            command: cold,
+            command: cold.clone(),
             image: None,
             grace: bench::GRACE,
         }];
@@ -194,7 +224,7 @@ impl Subjects<'_> {
                     kind: SubjectKind::Baseline {
                         name: command.to_owned(),
                     },
-                    command: resolve(["/bin/sh", "-c", &format!("exec {command}")])?,
+                    command: cold.with_words(&["/bin/sh", "-c", command])?,
                     image: None,
                     grace: bench::GRACE,
                 }),

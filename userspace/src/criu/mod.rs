@@ -245,12 +245,12 @@ async fn exchange(
             Operation::Restore => work.join(RESTORE_LOG),
         };
         let mut lines = last_lines(&log, LOG_LINES);
+        let errors = work.join(STDERR_FILE);
         if lines.is_empty() {
-            lines = log::tail(
-                &fs::read(work.join(STDERR_FILE)).unwrap_or_default(),
-                LOG_LINES,
-            );
+            lines = log::tail(&fs::read(&errors).unwrap_or_default(), LOG_LINES);
         }
+        // One that ended early has no log.
+        let log = if log.exists() { log } else { errors };
         CriuError::Failed {
             operation,
             message,

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use self::units::{Age, Bytes, Milliseconds};
 pub use self::{
-    bench::{Exports, markdown, svg},
+    bench::{Exports, factor, markdown, svg},
     progress::ProgressLine,
 };
 use crate::{
@@ -383,7 +383,10 @@ impl Report {
 /// An object with its `type` and `schema`.
 fn typed(kind: &str, mut object: Value) -> Value {
     object["type"] = kind.into();
-    object["schema"] = SCHEMA.into();
+    // What is stored as well has a version of its own.
+    if object.get("schema").is_none() {
+        object["schema"] = SCHEMA.into();
+    }
     object
 }
 

@@ -69,7 +69,8 @@ impl Command {
         let first = words
             .first()
             .ok_or_else(|| CommandError::NotFound(OsString::new()))?;
-        let program = find_program(first)?;
+        let folder = env::current_dir().map_err(CommandError::WorkingDirectory)?;
+        let program = find_program(first, env::var_os("PATH").as_deref(), &folder)?;
         let user = user.map(RunAs::look_up).transpose()?;
         Ok(Self {
             program: c_string(program.as_os_str())?,
@@ -78,7 +79,7 @@ impl Command {
                 .map(|word| c_string(word))
                 .collect::<Result<_, _>>()?,
             environment: environment(env::vars_os(), user.as_ref())?,
-            working_directory: env::current_dir().map_err(CommandError::WorkingDirectory)?,
+            working_directory: folder,
             user: user.map(|(run_as, _)| run_as),
         })
     }
@@ -94,11 +95,11 @@ impl Command {
         user: Option<&str>,
     ) -> Result<Self, CommandError> {
         let first = words.first().map(String::as_str).unwrap_or_default();
-        let program = match first.contains('/') {
-            true => working_directory.join(first),
-            false => first.into(),
-        };
-        let program = find_program(program.as_os_str())?;
+        let path = environment
+            .iter()
+            .find_map(|entry| entry.strip_prefix("PATH="));
+        let path = path.map(OsString::from);
+        let program = find_program(OsStr::new(first), path.as_deref(), working_directory)?;
         let strings = |texts: &[String]| -> Result<Vec<CString>, CommandError> {
             texts.iter().map(|text| c_string(text.as_ref())).collect()
         };
@@ -111,6 +112,21 @@ impl Command {
                 .map(RunAs::look_up)
                 .transpose()?
                 .map(|(run_as, _)| run_as),
+        })
+    }
+
+    /// Another command, in the same environment, folder, and as the same user.
+    ///
+    /// # Errors
+    /// See [`CommandError`].
+    pub fn with_words(&self, words: &[&str]) -> Result<Self, CommandError> {
+        let first = words.first().copied().unwrap_or_default();
+        let program = find_program(OsStr::new(first), None, &self.working_directory)?;
+        let words = words.iter().map(|word| c_string(word.as_ref()));
+        Ok(Self {
+            program: c_string(program.as_os_str())?,
+            arguments: words.collect::<Result<_, _>>()?,
+            ..self.clone()
         })
     }
 
@@ -244,23 +260,27 @@ fn environment(
         .collect()
 }
 
-/// Finds a program as execvp(3) would.
-fn find_program(name: &OsStr) -> Result<PathBuf, CommandError> {
+/// Finds a program as execvp(3) would with this `PATH` in this folder.
+fn find_program(
+    name: &OsStr,
+    path: Option<&OsStr>,
+    folder: &Path,
+) -> Result<PathBuf, CommandError> {
     let usable = |path: &Path| {
         path.metadata()
             .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     };
     if name.as_bytes().contains(&b'/') {
-        let path = PathBuf::from(name);
-        return match path.metadata() {
-            Ok(_) if usable(&path) => Ok(std::path::absolute(&path).unwrap_or(path)),
-            Ok(_) => Err(CommandError::NotExecutable(path)),
+        let found = folder.join(name);
+        return match found.metadata() {
+            Ok(_) if usable(&found) => Ok(std::path::absolute(&found).unwrap_or(found)),
+            Ok(_) => Err(CommandError::NotExecutable(name.into())),
             Err(_) => Err(CommandError::NotFound(name.to_owned())),
         };
     }
-    let path = env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    env::split_paths(&path)
-        .map(|folder| folder.join(name))
+    let path = path.unwrap_or(OsStr::new("/usr/sbin:/usr/bin:/sbin:/bin"));
+    env::split_paths(path)
+        .map(|place| folder.join(place).join(name))
         .find(|candidate| usable(candidate))
         .and_then(|found| std::path::absolute(found).ok())
         .ok_or_else(|| CommandError::NotFound(name.to_owned()))
@@ -272,15 +292,18 @@ mod tests {
 
     #[test]
     fn programs_are_found_like_execvp_does() {
-        assert!(find_program(OsStr::new("sh")).unwrap().is_absolute());
-        assert!(matches!(
-            find_program(OsStr::new("no-such-program-here")),
-            Err(CommandError::NotFound(_))
-        ));
-        assert!(matches!(
-            find_program(OsStr::new("/etc/passwd")),
-            Err(CommandError::NotExecutable(_))
-        ));
+        let find = |name: &str, path: Option<&str>, folder: &str| {
+            find_program(OsStr::new(name), path.map(OsStr::new), Path::new(folder))
+        };
+        assert!(find("sh", None, "/").unwrap().is_absolute());
+        assert_eq!(find("sh", Some("bin"), "/").unwrap(), Path::new("/bin/sh"));
+        assert_eq!(find("./sh", None, "/bin").unwrap(), Path::new("/bin/sh"));
+        for (name, path) in [("no-such-program-here", None), ("sh", Some("/etc"))] {
+            let found = find(name, path, "/");
+            assert!(matches!(found, Err(CommandError::NotFound(_))), "{found:?}");
+        }
+        let found = find("/etc/passwd", None, "/");
+        assert!(matches!(found, Err(CommandError::NotExecutable(_))));
     }
 
     #[test]

@@ -181,6 +181,9 @@ impl Store {
     /// [`StoreError::Write`] or [`StoreError::Open`].
     pub fn temporary(&self) -> Result<TemporaryStore, StoreError> {
         let staging = self.stage()?;
+        // Logs of failures are to be found when the rest is gone.
+        let logs = staging.work().join("logs");
+        std::os::unix::fs::symlink(self.root.join("logs"), &logs).map_err(write_error(&logs))?;
         let store = Self::open(&staging.work())?;
         Ok(TemporaryStore {
             store,
@@ -322,7 +325,7 @@ impl Store {
         for old in logs.iter().rev().skip(KEPT_LOGS) {
             let _ = fs::remove_file(old);
         }
-        Some(kept)
+        kept.canonicalize().ok()
     }
 
     fn load(&self, digest: Digest) -> Result<Image, StoreError> {

@@ -39,11 +39,7 @@ pub const HEADINGS: [&str; 5] = ["median", "95 % interval", "min", "max", "speed
 /// The times, in the order in which they come to pass.
 pub fn timings(results: &Results) -> Vec<TimingSection> {
     let requests = results.settings.requests;
-    // With a single request, the last response is the first.
-    let shown = Timing::ALL
-        .into_iter()
-        .filter(|&timing| timing != Timing::LastResponse || requests > 1);
-    shown
+    Timing::shown(requests)
         .map(|timing| TimingSection {
             label: timing.label(requests),
             rows: results
@@ -74,6 +70,14 @@ fn timing_row(results: &Results, subject: &Subject, timing: Timing) -> TimingRow
 /// A number of milliseconds.
 pub fn ms(value: f64) -> String {
     format!("{value:.1} ms")
+}
+
+/// How many times faster, with as many digits as mean something.
+pub fn factor(value: f64) -> String {
+    match value < 2.0 {
+        true => format!("{value:.2}x"),
+        false => format!("{value:.1}x"),
+    }
 }
 
 fn speed_up(ratio: &Estimate) -> String {
@@ -126,11 +130,13 @@ pub fn method(results: &Results) -> String {
 
 /// How well the client saw.
 pub fn client(results: &Results) -> String {
-    let surroundings = &results.surroundings;
+    let resolution =
+        |subject: &Subject| format!("{:.2} ms ({})", subject.resolution(), subject.kind);
+    let resolutions: Vec<String> = results.subjects.iter().map(resolution).collect();
     format!(
-        "the client saw the server come up to within {:.2} ms, using {:.0} % of a processor",
-        surroundings.client_resolution_ns as f64 / 1e6,
-        surroundings.client_cpu_share * 100.0
+        "the client saw it listen to within {}, using {:.0} % of a processor",
+        resolutions.join(", "),
+        results.surroundings.client_cpu_share * 100.0
     )
 }
 

@@ -9,7 +9,7 @@ use crate::bench::{Results, gate::Finding, results::Timing, warnings::warnings};
 pub fn object(results: &Results, findings: &[Finding]) -> Value {
     let mut summary = Vec::new();
     for subject in &results.subjects {
-        for timing in Timing::ALL {
+        for timing in Timing::shown(results.settings.requests) {
             let times = subject.times(timing);
             summary.push(json!({
                 "subject": subject.kind.to_string(),

@@ -7,10 +7,7 @@ use crate::bench::{Results, gate::Finding};
 
 /// The whole text.
 pub fn render(results: &Results, findings: &[Finding]) -> String {
-    let mut text = format!(
-        "### Start-up of `{}`\n\n",
-        escape(&results.command.join(" "))
-    );
+    let mut text = format!("### Start-up of {}\n\n", code(&results.command.join(" ")));
     for conclusion in figures::conclusions(results) {
         let _ = writeln!(text, "**{}**\n", escape(&conclusion));
     }
@@ -32,11 +29,11 @@ pub fn render(results: &Results, findings: &[Finding]) -> String {
     }
     let _ = writeln!(
         text,
-        "{}; asked: `{}`; {}.\n\n{}\n",
+        "{}; asked: {}; {}.\n\n{}\n",
         figures::method(results),
-        results.target,
-        figures::client(results),
-        figures::machine(results)
+        code(&results.target),
+        escape(&figures::client(results)),
+        escape(&figures::machine(results))
     );
     text
 }
@@ -82,7 +79,42 @@ fn add_usage(text: &mut String, results: &Results) {
 
 /// Text that must not be taken for markup.
 fn escape(text: &str) -> String {
-    text.replace('|', "\\|")
-        .replace('<', "&lt;")
-        .replace('\n', " ")
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '#' => escaped.extend(['\\', c]),
+            c if c.is_control() => escaped.push(' '),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Text as it stands, between more backticks than it has in a row.
+fn code(text: &str) -> String {
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest + 1);
+    match text.contains('`') {
+        true => format!("{fence} {text} {fence}"),
+        false => format!("{fence}{text}{fence}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_not_taken_for_markup() {
+        assert_eq!(
+            escape("node __a__ | <b>\n"),
+            "node \\_\\_a\\_\\_ \\| \\<b\\> "
+        );
+        assert_eq!(code("a|b"), "`a|b`");
+        assert_eq!(code("echo `date`"), "`` echo `date` ``");
+    }
 }

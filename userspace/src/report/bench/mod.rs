@@ -7,7 +7,7 @@ mod json;
 pub mod markdown;
 pub mod svg;
 
-pub use self::exports::Exports;
+pub use self::{exports::Exports, figures::factor};
 use super::{Lines, Report};
 use crate::{
     bench::{Results, gate::Finding, results::Timing},
@@ -47,11 +47,7 @@ impl Report {
             out.add("");
         }
         for finding in findings {
-            let mark = match finding.verdict.is_failure() {
-                true => "FAILED",
-                false => "ok",
-            };
-            out.add(&format!("{mark:<6}  {finding}"));
+            out.add(&format!("{:<7}  {finding}", finding.verdict.word()));
         }
         out.print()
     }

@@ -5,16 +5,20 @@
 use std::fmt::Write as _;
 
 use super::figures;
-use crate::bench::{Results, results::Timing};
+use crate::bench::{
+    Results,
+    results::{Subject, Timing},
+};
 
 const WIDTH: f64 = 760.0;
-const LEFT: f64 = 190.0;
-/// Room for the text behind the longest bar.
-const RIGHT: f64 = 190.0;
+/// What a character is wide, on average.
+const CHARACTER: f64 = 7.2;
 const BAR: f64 = 18.0;
 const GAP: f64 = 4.0;
 const BETWEEN_GROUPS: f64 = 14.0;
 const TOP: f64 = 58.0;
+/// The distance of the lines of the legend.
+const LINE: f64 = 18.0;
 
 /// The colours of both themes. The names are those of `figures::class`.
 const STYLE: &str = "\
@@ -38,6 +42,8 @@ pub struct Bar {
     pub label: String,
     /// Of a style sheet: `cold`, `restored`, `criu` or `baseline`.
     pub class: &'static str,
+    /// Tells bars of the same class apart: 0 is the strongest.
+    pub shade: usize,
     pub value: f64,
     pub low: f64,
     pub high: f64,
@@ -62,13 +68,15 @@ pub fn render(results: &Results) -> String {
         bars: results
             .subjects
             .iter()
-            .map(|subject| {
+            .enumerate()
+            .map(|(place, subject)| {
                 let median = subject.median(timing);
                 let ratio = results.speed_up(subject, timing);
-                let ratio = ratio.map(|ratio| format!("  {:.1}x", ratio.value));
+                let ratio = ratio.map(|ratio| format!(" · {}", figures::factor(ratio.value)));
                 Bar {
                     label: subject.kind.to_string(),
                     class: figures::class(&subject.kind),
+                    shade: shade(&results.subjects[..place], subject),
                     value: median.value,
                     low: median.low,
                     high: median.high,
@@ -77,13 +85,17 @@ pub fn render(results: &Results) -> String {
             })
             .collect(),
     };
-    let shown = Timing::ALL
-        .into_iter()
-        .filter(|&timing| timing != Timing::LastResponse || requests > 1);
-    let groups: Vec<Group> = shown.map(group).collect();
+    let groups: Vec<Group> = Timing::shown(requests).map(group).collect();
     let title = format!("Start-up of {}", results.command.join(" "));
     let note = format!("medians of {} with 95 % intervals", results.settings.runs);
     chart(&title, &note, &groups, Scale::Shared)
+}
+
+/// How many subjects of the same class come before.
+fn shade(before: &[Subject], subject: &Subject) -> usize {
+    let class = figures::class(&subject.kind);
+    let is_same = |other: &&Subject| figures::class(&other.kind) == class;
+    before.iter().filter(is_same).count()
 }
 
 /// A chart with its groups one below the other.
@@ -94,8 +106,12 @@ pub fn chart(title: &str, note: &str, groups: &[Group], scale: Scale) -> String 
             .fold(f64::MIN_POSITIVE, f64::max)
     };
     let shared = longest(groups);
+    let left = 28.0 + widest(groups.iter().map(|group| group.label.as_str()));
+    let bars = groups.iter().flat_map(|group| &group.bars);
+    let right = 20.0 + widest(bars.map(|bar| bar.text.as_str()));
     let mut body = String::new();
-    let mut y = TOP;
+    let (legend, lines) = legend(groups, note);
+    let mut y = TOP + LINE * (lines - 1) as f64;
     for group in groups {
         let full = match scale {
             Scale::Shared => shared,
@@ -105,12 +121,12 @@ pub fn chart(title: &str, note: &str, groups: &[Group], scale: Scale) -> String 
         let _ = writeln!(
             body,
             r#"<text x="{:.0}" y="{:.0}" text-anchor="end">{}</text>"#,
-            LEFT - 12.0,
+            left - 12.0,
             middle + 4.0,
             escape(&group.label)
         );
         for bar in &group.bars {
-            add_bar(&mut body, bar, y, (WIDTH - LEFT - RIGHT) / full);
+            add_bar(&mut body, bar, (left, y), (WIDTH - left - right) / full);
             y += BAR + GAP;
         }
         y += BETWEEN_GROUPS;
@@ -123,17 +139,17 @@ pub fn chart(title: &str, note: &str, groups: &[Group], scale: Scale) -> String 
          <text class=\"title\" x=\"12\" y=\"22\">{title}</text>\n\
          {legend}{body}</svg>\n",
         title = escape(&shorten(title)),
-        legend = legend(groups, note),
     )
 }
 
-fn add_bar(body: &mut String, bar: &Bar, y: f64, per_unit: f64) {
-    let x = |value: f64| LEFT + value * per_unit;
+fn add_bar(body: &mut String, bar: &Bar, (left, y): (f64, f64), per_unit: f64) {
+    let x = |value: f64| left + value * per_unit;
     let middle = y + BAR / 2.0;
     let _ = writeln!(
         body,
-        r#"<rect class="{}" x="{LEFT:.0}" y="{y:.1}" width="{:.1}" height="{BAR:.0}" rx="2"><title>{}: {}</title></rect>"#,
+        r#"<rect class="{}"{} x="{left:.0}" y="{y:.1}" width="{:.1}" height="{BAR:.0}" rx="2"><title>{}: {}</title></rect>"#,
         bar.class,
+        opacity(bar.shade),
         (bar.value * per_unit).max(1.0),
         escape(&bar.label),
         escape(&bar.text),
@@ -153,32 +169,63 @@ fn add_bar(body: &mut String, bar: &Bar, y: f64, per_unit: f64) {
     );
 }
 
-/// The names of the colours, each once, and the note behind them.
-fn legend(groups: &[Group], note: &str) -> String {
-    let mut seen: Vec<(&str, &str)> = Vec::new();
+/// About how wide the longest of some texts is.
+fn widest<'a>(texts: impl Iterator<Item = &'a str>) -> f64 {
+    let longest = texts.map(|text| text.chars().count()).max();
+    CHARACTER * longest.unwrap_or(0) as f64
+}
+
+fn opacity(shade: usize) -> String {
+    match shade {
+        0 => String::new(),
+        shade => format!(
+            r#" fill-opacity="{:.2}""#,
+            0.65_f64.powi(shade as i32).max(0.2)
+        ),
+    }
+}
+
+/// The names of the colours, each once, and the note behind them; and how many lines they take.
+fn legend(groups: &[Group], note: &str) -> (String, usize) {
+    const LEFT: f64 = 12.0;
+    let mut seen: Vec<&Bar> = Vec::new();
     for bar in groups.iter().flat_map(|group| &group.bars) {
-        if !seen.iter().any(|&(label, _)| label == bar.label) {
-            seen.push((&bar.label, bar.class));
+        if !seen.iter().any(|other| other.label == bar.label) {
+            seen.push(bar);
         }
     }
     let mut text = String::new();
-    let mut x = 12.0;
-    for (label, class) in seen {
-        let label = shorten(label);
+    let (mut x, mut y) = (LEFT, 44.0);
+    let mut lines = 1;
+    let mut place = |label: &str| {
+        let width = 31.0 + widest(std::iter::once(label));
+        if x > LEFT && x + width > WIDTH {
+            (x, y) = (LEFT, y + LINE);
+            lines += 1;
+        }
+        x += width;
+        (x - width, y)
+    };
+    for bar in seen {
+        let label = shorten(&bar.label);
+        let (x, y) = place(&label);
         let _ = writeln!(
             text,
-            r#"<rect class="{class}" x="{x:.0}" y="34" width="10" height="10" rx="2"/><text x="{:.0}" y="44">{}</text>"#,
+            r#"<rect class="{}"{} x="{x:.0}" y="{:.0}" width="10" height="10" rx="2"/><text x="{:.0}" y="{y:.0}">{}</text>"#,
+            bar.class,
+            opacity(bar.shade),
+            y - 10.0,
             x + 15.0,
             escape(&label)
         );
-        x += 15.0 + 7.2 * label.chars().count() as f64 + 16.0;
     }
+    let (x, y) = place(note);
     let _ = writeln!(
         text,
-        r#"<text class="note" x="{x:.0}" y="44">{}</text>"#,
+        r#"<text class="note" x="{x:.0}" y="{y:.0}">{}</text>"#,
         escape(note)
     );
-    text
+    (text, lines)
 }
 
 fn shorten(text: &str) -> String {
@@ -189,10 +236,18 @@ fn shorten(text: &str) -> String {
     }
 }
 
-/// Text that must not be taken for markup.
+/// Text that must not be taken for markup, without what XML cannot hold.
 pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            c if c.is_control() => escaped.push(' '),
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
