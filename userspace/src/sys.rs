@@ -181,6 +181,21 @@ pub fn unshare_time() -> io::Result<()> {
     check(unsafe { libc::unshare(CLONE_NEWTIME) }).map(drop)
 }
 
+/// Lets this thread run as soon as it can, before all ordinary ones; see sched(7). Its children
+/// are ordinary again.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_NICE.
+pub fn run_first() -> io::Result<()> {
+    // SAFETY: an all-zero structure is valid; with the lowest of the priorities set, it is
+    // complete.
+    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameters.sched_priority = 1;
+    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `parameters` outlives the call, which reads it only; 0 is this thread.
+    check(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
+}
+
 fn check(result: c_int) -> io::Result<c_int> {
     if result == -1 {
         Err(io::Error::last_os_error())

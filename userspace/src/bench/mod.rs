@@ -23,7 +23,7 @@ use self::{
     results::{Image, Settings, Subject as Measured, SubjectKind},
     surroundings::Watcher,
 };
-use crate::{cgroup, criu::Version, spawn::Command, target::Target};
+use crate::{cgroup, criu::Version, spawn::Command, sys, target::Target};
 
 /// Why there are no results.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +106,11 @@ async fn measure_all(
     let Settings {
         runs, warmup_runs, ..
     } = options.settings;
+    // The client would otherwise wait for its turn, some milliseconds, where a start keeps all
+    // processors busy. Where that is not allowed, its resolution tells.
+    if let Err(error) = sys::run_first() {
+        tracing::info!("the client runs at ordinary priority: {error}");
+    }
     let groups = cgroup::Parent::open().map_err(BenchError::Cgroup)?;
     let sockets = Sockets(&options.sockets);
     let subjects = options.subjects.iter().map(|subject| Measured {

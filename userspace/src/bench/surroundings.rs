@@ -32,7 +32,8 @@ impl Watcher {
     pub fn start() -> io::Result<Self> {
         let load = LoadAverage::current().map_err(io::Error::other)?;
         Ok(Self {
-            load_average: f64::from(load.one),
+            // As the kernel tells it: in hundredths.
+            load_average: (f64::from(load.one) * 100.0).round() / 100.0,
             before: Times::read()?,
             own_before: own_cpu_time(),
             runs: Duration::ZERO,
