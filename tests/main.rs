@@ -6,6 +6,7 @@
 mod bench;
 mod documents;
 mod errors;
+mod gate;
 mod lifecycle;
 mod servers;
 mod support;

@@ -207,8 +207,17 @@ fn large_heap() -> Server {
 /// Results without the folders of this machine.
 fn portable(text: &str, workspace: &Workspace) -> String {
     let root = format!("{}/", root().display());
-    text.replace(workspace.path().to_str().unwrap(), "WORK")
-        .replace(&root, "")
+    let text = text
+        .replace(workspace.path().to_str().unwrap(), "WORK")
+        .replace(&root, "");
+    // The store of a measurement has a number, and is gone with it.
+    let mut words: Vec<&str> = text.split("WORK/store/staging/").collect();
+    let mut portable = words.remove(0).to_owned();
+    for word in words {
+        let (_, rest) = word.split_once("/work").unwrap();
+        portable += &format!("STORE{rest}");
+    }
+    portable
 }
 
 /// The first line of what a program says of its version.

@@ -223,6 +223,14 @@ pub fn finish(command: &mut std::process::Command) -> Output {
         .unwrap()
 }
 
+/// Runs a command that must end with `code`; returns what it printed.
+pub fn expect(code: i32, command: &mut std::process::Command) -> (String, String) {
+    let output = finish(command);
+    assert_eq!(output.status.code(), Some(code), "{}", describe(&output));
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr))
+}
+
 fn clone_of(command: &std::process::Command) -> std::process::Command {
     let mut copy = std::process::Command::new(command.get_program());
     copy.args(command.get_args());
