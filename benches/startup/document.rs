@@ -159,8 +159,9 @@ fn benchmarks(stored: &[Stored]) -> String {
         let _ = writeln!(text, "\n## {}\n", entry.title);
         let _ = writeln!(
             text,
-            "{version}; measured on {}.\n",
-            date(results.created_ms)
+            "{version}; measured on {} by\n\n```\n{}\n```\n",
+            date(results.created_ms),
+            invocation(results)
         );
         text += markdown::render(results, &[]).trim_end();
         text.push('\n');
@@ -196,6 +197,19 @@ fn summary(stored: &[Stored]) -> String {
         let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text
+}
+
+/// The command that measures so.
+fn invocation(results: &Results) -> String {
+    let is_plain = |subject: &Subject| matches!(subject.kind, SubjectKind::Criu { .. });
+    let mut words = format!("warmimg bench --runs {}", results.settings.runs);
+    if results.subjects.iter().any(is_plain) {
+        words += " --baseline criu";
+    }
+    if results.target.starts_with("tcp:") {
+        let _ = write!(words, " --url {} --send REQUEST", results.target);
+    }
+    format!("{words} -- {}", results.command.join(" "))
 }
 
 /// The day of a time in milliseconds since the Unix epoch, by date(1).
