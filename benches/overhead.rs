@@ -79,7 +79,7 @@ fn probe_cost(runs: usize) {
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..runs * 2 {
             // Attached both times, so that what it takes to attach burdens both starts.
-            let attach = || Watch::attach(None).expect("the probe attaches");
+            let attach = || Watch::attach(None, None).expect("the probe attaches");
             drop(attach());
             without.push(first_byte_cold(&server, &workspace));
             let mut watch = attach();

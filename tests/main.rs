@@ -8,5 +8,6 @@ mod documents;
 mod errors;
 mod gate;
 mod lifecycle;
+mod points;
 mod servers;
 mod support;

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_kernel_buf,
     bpf_probe_read_user, bpf_probe_read_user_buf, generated::bpf_get_current_task,
 };
-use probe_ebpf::{Event, FLAG_TRUNCATED, KernelOffsets, TEXT_LEN};
+use probe_ebpf::{Event, FLAG_TRUNCATED, KernelOffsets, TEXT_LEN, Wanted};
 
 #[unsafe(no_mangle)]
 static OFFSETS: KernelOffsets = KernelOffsets {
@@ -29,6 +29,14 @@ static OFFSETS: KernelOffsets = KernelOffsets {
     unix_address_len: 0,
     unix_address_name: 0,
     binprm_filename: 0,
+};
+
+#[unsafe(no_mangle)]
+static WANTED: Wanted = Wanted {
+    family: 0,
+    port: 0,
+    text_len: 0,
+    text: [0; TEXT_LEN],
 };
 
 /// The offsets as user space set them; volatile, or the compiler would use the zeros above.
@@ -123,6 +131,71 @@ pub fn is_listening(sock: u64) -> bool {
 
 pub fn family_of(sock: u64) -> u16 {
     read(sock, offsets().sock_family).unwrap_or(0)
+}
+
+/// Whether a socket is the listener that counts.
+#[inline(never)]
+pub fn is_wanted(sock: u64) -> bool {
+    let wanted = &raw const WANTED;
+    // SAFETY: a valid, initialised static that user space sets before loading; volatile, or the
+    // compiler would use the zeros above.
+    let (family, port, len) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*wanted).family),
+            core::ptr::read_volatile(&raw const (*wanted).port),
+            core::ptr::read_volatile(&raw const (*wanted).text_len),
+        )
+    };
+    if family == 0 && port == 0 {
+        return true;
+    }
+    let offsets = offsets();
+    let found = family_of(sock);
+    if family == AF_UNIX || found == AF_UNIX {
+        return family == found && has_wanted_path(sock, len);
+    }
+    if read::<u16>(sock, offsets.sock_num) != Some(port) {
+        return false;
+    }
+    if family == 0 {
+        return true;
+    }
+    if family != found {
+        return false;
+    }
+    let (offset, len) = match family {
+        AF_INET => (offsets.sock_rcv_saddr, 4),
+        _ => (offsets.sock_v6_rcv_saddr, 16),
+    };
+    (0..len).all(|i| read(sock, offset + i) == Some(wanted_byte(i)))
+}
+
+fn wanted_byte(index: u32) -> u8 {
+    // SAFETY: as above; callers stay below `TEXT_LEN`.
+    unsafe { core::ptr::read_volatile((&raw const WANTED.text).cast::<u8>().add(index as usize)) }
+}
+
+fn has_wanted_path(sock: u64, wanted_len: u32) -> bool {
+    const FAMILY_LEN: u32 = 2;
+    let offsets = offsets();
+    let Some(address) = read::<u64>(sock, offsets.unix_sock_addr) else {
+        return false;
+    };
+    let len = read::<u32>(address, offsets.unix_address_len).unwrap_or(0);
+    // That of a path counts its final NUL, that of an abstract name has none.
+    let is_same_length = len == wanted_len + FAMILY_LEN || len == wanted_len + FAMILY_LEN + 1;
+    if address == 0 || !is_same_length {
+        return false;
+    }
+    for i in 0..TEXT_LEN as u32 {
+        if i >= wanted_len {
+            return true;
+        }
+        if read(address, offsets.unix_address_name + FAMILY_LEN + i) != Some(wanted_byte(i)) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Writes the local address of `sock` into `event`.
@@ -246,6 +319,10 @@ impl Registers {
 /// The system calls that matter.
 #[derive(Clone, Copy)]
 pub enum Call {
+    /// fork(2) or vfork(2).
+    Fork,
+    Clone,
+    Clone3,
     Bind,
     Listen,
     Accept,
@@ -260,6 +337,9 @@ impl Call {
     #[cfg(bpf_target_arch = "x86_64")]
     pub fn of(number: i64) -> Option<Self> {
         Some(match number {
+            57 | 58 => Self::Fork,
+            56 => Self::Clone,
+            435 => Self::Clone3,
             49 => Self::Bind,
             50 => Self::Listen,
             43 | 288 => Self::Accept,
@@ -275,6 +355,8 @@ impl Call {
     #[cfg(bpf_target_arch = "aarch64")]
     pub fn of(number: i64) -> Option<Self> {
         Some(match number {
+            220 => Self::Clone,
+            435 => Self::Clone3,
             200 => Self::Bind,
             201 => Self::Listen,
             202 | 242 => Self::Accept,

@@ -63,6 +63,8 @@ pub const KIND_LISTEN: u32 = 5;
 pub const KIND_ACCEPT: u32 = 6;
 /// A wait for readiness (epoll, poll, select) that a listening socket is part of was entered.
 pub const KIND_WAIT: u32 = 7;
+/// A process is about to fork.
+pub const KIND_FORKING: u32 = 8;
 
 /// `text` was cut short.
 pub const FLAG_TRUNCATED: u32 = 1;
@@ -77,6 +79,22 @@ pub const STOP_AT_LISTEN: u32 = 1;
 pub const STOP_AT_READY: u32 = 2;
 /// Stop at the first accept(2) family call.
 pub const STOP_AT_ACCEPT: u32 = 3;
+/// Stop before a process first forks after a socket listened.
+pub const STOP_AT_FORK: u32 = 4;
+
+/// The listener that counts (the global `WANTED` of the probe); any if all is 0.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Wanted {
+    /// `AF_*`; 0 for TCP on any address.
+    pub family: u16,
+    /// The TCP port in host byte order.
+    pub port: u16,
+    /// Bytes used in `text`.
+    pub text_len: u32,
+    /// As in [`Event`].
+    pub text: [u8; TEXT_LEN],
+}
 
 /// Byte offsets of the kernel's structure members that the probe reads, found in the running
 /// kernel's BTF and handed over as the global `OFFSETS` when the probe is loaded.

@@ -13,15 +13,16 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, error};
 use probe_ebpf::{
-    Event, FLAG_STOPPED, KIND_ACCEPT, KIND_BIND, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_LISTEN,
-    KIND_WAIT, MAX_PROCESSES, SOCKETS_PER_EPOLL, STOP_AT_ACCEPT, STOP_AT_LISTEN, STOP_AT_READY,
-    STOP_NEVER, TEXT_LEN,
+    Event, FLAG_STOPPED, KIND_ACCEPT, KIND_BIND, KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_FORKING,
+    KIND_LISTEN, KIND_WAIT, MAX_PROCESSES, SOCKETS_PER_EPOLL, STOP_AT_ACCEPT, STOP_AT_FORK,
+    STOP_AT_LISTEN, STOP_AT_READY, STOP_NEVER, TEXT_LEN,
 };
 
 use crate::kernel::{
     AF_INET, AF_INET6, AF_UNIX, Call, Registers, STATE_CLOSE, STATE_LISTEN, current_tgid,
     current_tid, describe_address, describe_exec, describe_sock, exit_status_if_last, family_of,
-    file_of, is_bound_unix, is_listening, private_data, read_user, sock_of, state_of, tgid_of,
+    file_of, is_bound_unix, is_listening, is_wanted, private_data, read_user, sock_of, state_of,
+    tgid_of,
 };
 
 /// Where the tree is stopped: one of `STOP_*`. Set by user space before loading.
@@ -39,6 +40,10 @@ static EPOLLS: HashMap<u64, [u64; SOCKETS_PER_EPOLL]> = HashMap::with_max_entrie
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Whether a socket of the tree has listened.
+#[map]
+static LISTENED: Array<u32> = Array::with_max_entries(1, 0);
 
 /// Events and map entries that found no room; user space reports the count.
 #[map]
@@ -93,22 +98,24 @@ fn record(kind: u32, fill: impl FnOnce(&mut Event)) {
 /// this is where to stop. The signal goes to this very thread, so that it is the one that
 /// takes it, on its way back to user mode: nothing of its own code runs past this system call.
 fn reach(ctx: &BtfTracePointContext, kind: u32, fd: i32, sock: u64, stop: bool) {
-    let mut flags = 0;
-    if stop {
-        // SAFETY: a plain number; the helper is allowed in every program type used here.
-        let result = unsafe { bpf_send_signal_thread(SIGSTOP) };
-        if result == 0 {
-            flags = FLAG_STOPPED;
-            debug!(ctx, "stopped thread {} at point {}", current_tid(), kind);
-        } else {
-            error!(ctx, "cannot stop thread {}: {}", current_tid(), result);
-        }
-    }
+    let flags = if stop { stop_here(ctx, kind) } else { 0 };
     record(kind, |event| {
         event.flags = flags;
         event.fd = fd;
         describe_sock(sock, event);
     });
+}
+
+/// Stops the current thread; returns the flags of the event that tells of it.
+fn stop_here(ctx: &BtfTracePointContext, kind: u32) -> u32 {
+    // SAFETY: a plain number; the helper is allowed in every program type used here.
+    let result = unsafe { bpf_send_signal_thread(SIGSTOP) };
+    if result != 0 {
+        error!(ctx, "cannot stop thread {}: {}", current_tid(), result);
+        return 0;
+    }
+    debug!(ctx, "stopped thread {} at point {}", current_tid(), kind);
+    FLAG_STOPPED
 }
 
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -158,15 +165,24 @@ pub fn tcp_state(ctx: BtfTracePointContext) -> i32 {
     let sock: *const u8 = ctx.arg(0);
     let new: i32 = ctx.arg(2);
     if new == i32::from(STATE_LISTEN) && in_tree(current_tgid()) {
-        reach(
-            &ctx,
-            KIND_LISTEN,
-            -1,
-            sock as u64,
-            stop_at() == STOP_AT_LISTEN,
-        );
+        listens(&ctx, -1, sock as u64);
     }
     0
+}
+
+fn listens(ctx: &BtfTracePointContext, fd: i32, sock: u64) {
+    let wanted = is_wanted(sock);
+    if wanted && let Some(listened) = LISTENED.get_ptr_mut(0) {
+        // SAFETY: points into the map, whose value is a plain number.
+        unsafe { *listened = 1 };
+    }
+    reach(
+        ctx,
+        KIND_LISTEN,
+        fd,
+        sock,
+        wanted && stop_at() == STOP_AT_LISTEN,
+    );
 }
 
 /// Every system call of the machine passes here; those of no interest leave at once.
@@ -184,6 +200,13 @@ pub fn system_call(ctx: BtfTracePointContext) -> i32 {
     match call {
         Call::Bind => bind(&ctx, registers),
         Call::Listen => listen(&ctx, registers),
+        Call::Fork => fork(&ctx, 0),
+        Call::Clone => registers.argument(0).and_then(|flags| fork(&ctx, flags)),
+        // The flags are the first member of `struct clone_args`.
+        Call::Clone3 => registers
+            .argument(0)
+            .and_then(read_user)
+            .and_then(|flags| fork(&ctx, flags)),
         Call::Accept => accept(&ctx, registers),
         Call::EpollCtl => epoll_ctl(registers),
         Call::EpollWait => epoll_wait(&ctx, registers),
@@ -216,14 +239,31 @@ fn listen(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
     if family == AF_INET || family == AF_INET6 || (family == AF_UNIX && !is_bound_unix(sock)) {
         return None;
     }
-    reach(ctx, KIND_LISTEN, fd, sock, stop_at() == STOP_AT_LISTEN);
+    listens(ctx, fd, sock);
+    Some(())
+}
+
+/// A fork with a signal pending is not carried out: it begins anew when the task goes on. So the
+/// process is stopped, and restored, just before it.
+fn fork(ctx: &BtfTracePointContext, flags: u64) -> Option<()> {
+    /// Of clone(2): a thread, not a process.
+    const CLONE_THREAD: u64 = 0x1_0000;
+    if stop_at() != STOP_AT_FORK || flags & CLONE_THREAD != 0 {
+        return None;
+    }
+    // SAFETY: points into the map, whose value is a plain number.
+    if unsafe { *LISTENED.get_ptr(0)? } == 0 {
+        return None;
+    }
+    let flags = stop_here(ctx, KIND_FORKING);
+    record(KIND_FORKING, |event| event.flags = flags);
     Some(())
 }
 
 fn accept(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
     let fd = registers.argument(0)? as i32;
     let sock = file_of(fd).and_then(sock_of)?;
-    if is_listening(sock) {
+    if is_listening(sock) && is_wanted(sock) {
         let stop = matches!(stop_at(), STOP_AT_READY | STOP_AT_ACCEPT);
         reach(ctx, KIND_ACCEPT, fd, sock, stop);
     }
@@ -289,7 +329,7 @@ fn epoll_wait(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
     // SAFETY: points into the map, whose values are plain numbers.
     let sockets = unsafe { &*sockets };
     for &sock in sockets {
-        if is_listening(sock) {
+        if is_listening(sock) && is_wanted(sock) {
             reach(ctx, KIND_WAIT, fd, sock, stop_at() == STOP_AT_READY);
             return Some(());
         }
@@ -310,7 +350,7 @@ impl Search {
     /// Looks at one descriptor; returns 1, which ends the loop, if it is a listening socket.
     fn look_at(&mut self, fd: i32) -> i64 {
         match file_of(fd).and_then(sock_of) {
-            Some(sock) if is_listening(sock) => {
+            Some(sock) if is_listening(sock) && is_wanted(sock) => {
                 self.found_fd = fd;
                 self.found_sock = sock;
                 1

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{target::Target, watch::CapturePoint};
+use crate::{error::Error, listener::Wanted, target::Target, warmup::Warmup, watch::CapturePoint};
 
 /// The store of root, unless another is named.
 pub const DEFAULT_STORE: &str = "/var/lib/warmimg";
@@ -98,6 +98,8 @@ pub struct Capture {
     /// How long the server may take to get there, in seconds
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Duration,
+    #[command(flatten)]
+    pub how: How,
     /// Run the server as this user (name or number)
     #[arg(long)]
     pub user: Option<String>,
@@ -107,6 +109,36 @@ pub struct Capture {
     /// The server and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,
+}
+
+/// What more there is to say about a capture.
+#[derive(Debug, Args)]
+pub struct How {
+    /// The listener that counts: PORT, ADDRESS:PORT, or the path of a Unix socket [default: any]
+    #[arg(long, value_name = "LISTENER")]
+    pub listener: Option<Wanted>,
+    /// What to ask before --at warm: URL|PATH[,count=N][,concurrency=N][,status=CODE]; several
+    /// one after the other [default: /,count=20,concurrency=1]
+    #[arg(long, value_name = "SPEC")]
+    pub warmup: Vec<Warmup>,
+    /// Restore TCP connections that the server has to others as closed ones
+    #[arg(long)]
+    pub tcp_close: bool,
+}
+
+impl How {
+    /// The requests for captures at these points.
+    ///
+    /// # Errors
+    /// [`Error::WarmupWithoutPoint`].
+    pub fn warmups(&self, points: &[CapturePoint]) -> Result<Vec<Warmup>, Error> {
+        match (points.contains(&CapturePoint::Warm), &self.warmup[..]) {
+            (true, []) => Ok(vec![Warmup::default()]),
+            (true, warmups) => Ok(warmups.to_vec()),
+            (false, []) => Ok(vec![]),
+            (false, _) => Err(Error::WarmupWithoutPoint),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -193,8 +225,10 @@ pub struct Bench {
     #[arg(long, value_enum, value_name = "POINT", value_delimiter = ',')]
     #[arg(default_values_t = [CapturePoint::Ready], conflicts_with = "image")]
     pub at: Vec<CapturePoint>,
+    #[command(flatten)]
+    pub how: How,
     /// Restore this image instead of capturing one; its command is the cold start
-    #[arg(long, conflicts_with_all = ["user", "words"])]
+    #[arg(long, conflicts_with_all = ["user", "words", "listener", "warmup", "tcp_close"])]
     pub image: Option<String>,
     /// Measure this as well: `criu` for a plain `criu restore` of the same image, or a command
     /// that starts the server and stays in the foreground

@@ -12,6 +12,7 @@ use crate::{
     restore::RestoreError,
     spawn::{CommandError, SpawnError, Step},
     store::StoreError,
+    warmup::WarmupError,
     watch::WatchError,
 };
 
@@ -48,6 +49,8 @@ pub enum Error {
     Escape(String),
     #[error("the server listens nowhere that could be asked")]
     NothingToAsk,
+    #[error("--warmup has no meaning without --at warm")]
+    WarmupWithoutPoint,
     #[error("cannot start the asynchronous runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot write the output")]
@@ -92,10 +95,12 @@ pub enum ExitCode {
     UnknownInstance = 112,
     /// `doctor` found that capture and restore will not work.
     Unfit = 113,
-    /// `bench`: the server answered otherwise than expected.
+    /// `bench`, `--at warm`: the server answered otherwise than expected.
     UnexpectedAnswer = 114,
     /// `bench`: slower than `--against` or `--min-speedup` allows.
     GateFailed = 115,
+    /// The server has connections that cannot be part of an image.
+    Connected = 116,
     /// Interrupted by a signal.
     Interrupted = 130,
 }
@@ -111,6 +116,7 @@ impl Error {
             }
             Self::Results(_)
             | Self::NothingToAsk
+            | Self::WarmupWithoutPoint
             | Self::Overwrite(_)
             | Self::Meaningless { .. } => ExitCode::Usage,
             Self::Bench(error) => bench_code(error),
@@ -124,11 +130,14 @@ impl Error {
             Self::Capture(error) => match error {
                 CaptureError::Exec { .. } => ExitCode::CommandNotFound,
                 CaptureError::ExitedEarly { .. } => ExitCode::ExitedEarly,
-                CaptureError::Timeout { .. } => ExitCode::Timeout,
+                CaptureError::Timeout(_) => ExitCode::Timeout,
                 CaptureError::Interrupted => ExitCode::Interrupted,
                 CaptureError::Program(_) => ExitCode::NoCriu,
                 CaptureError::Criu(error) => criu_code(error),
                 CaptureError::Store(error) => store_code(error),
+                CaptureError::Warmup(WarmupError::Timeout { .. }) => ExitCode::Timeout,
+                CaptureError::Warmup(_) => ExitCode::UnexpectedAnswer,
+                CaptureError::Busy { .. } | CaptureError::Connected { .. } => ExitCode::Connected,
                 CaptureError::User(_) | CaptureError::Freeze(FreezeError::SeveralRoots { .. }) => {
                     ExitCode::UnsupportedTree
                 }
@@ -185,29 +194,34 @@ impl Error {
                 "measure as the stored results were, or store new ones".into()
             }
             Self::Escape(_) => r"known are \r, \n, \t, \0, \\ and \xHH".into(),
+            Self::WarmupWithoutPoint => "add --at warm, or leave --warmup out".into(),
             Self::NothingToAsk => "name what to ask with --url".into(),
             _ => return None,
         })
     }
 
     /// Lines to show with the error: what the server or CRIU wrote.
-    pub fn details(&self) -> Option<(&'static str, &[String])> {
+    pub fn details(&self) -> Option<(&'static str, Vec<String>)> {
         match self {
             Self::Capture(CaptureError::ExitedEarly { output, .. }) => {
-                Some(("Last lines of its output", output))
+                Some(("Last lines of its output", output.clone()))
             }
             Self::Bench(BenchError::Run { output, .. }) => {
-                Some(("Last lines of its output", output))
+                Some(("Last lines of its output", output.clone()))
             }
-            Self::Capture(CaptureError::Timeout {
-                output, blocked_on, ..
-            }) => match blocked_on.is_empty() {
-                true => Some(("Last lines of its output", output)),
-                false => Some(("What it does now", blocked_on)),
+            Self::Capture(CaptureError::Timeout(missed)) => match missed.blocked_on.is_empty() {
+                true => Some(("Last lines of its output", missed.output.clone())),
+                false => Some(("What it does now", missed.blocked_on.clone())),
             },
+            Self::Capture(
+                CaptureError::Busy { connections, .. } | CaptureError::Connected { connections },
+            ) => Some((
+                "Its connections",
+                connections.iter().map(ToString::to_string).collect(),
+            )),
             Self::Capture(CaptureError::Criu(CriuError::Failed { lines, .. }))
             | Self::Restore(RestoreError::Criu(CriuError::Failed { lines, .. })) => {
-                Some(("Last lines of CRIU's log", lines))
+                Some(("Last lines of CRIU's log", lines.clone()))
             }
             _ => None,
         }
@@ -326,8 +340,30 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
              must leave a process that listens"
                 .into()
         }
-        CaptureError::Timeout { .. } => {
-            "give it longer with --timeout, or choose an earlier point with --at listen".into()
+        CaptureError::Timeout(missed) => match (&missed.wanted, &missed.listens[..]) {
+            (_, []) => {
+                "give it longer with --timeout, or choose an earlier point with --at listen".into()
+            }
+            (Some(_), listens) => {
+                let listens: Vec<_> = listens.iter().map(ToString::to_string).collect();
+                let listens = listens.join(", ");
+                format!("name another with --listener: it listens on {listens}")
+            }
+            (None, _) => "it listens; give it longer with --timeout, or choose another point with \
+                          --at: not every server forks, or waits for connections in a way that is \
+                          seen"
+                .into(),
+        },
+        CaptureError::Warmup(WarmupError::Status { found, .. }) => {
+            format!("ask for a path that is there, or expect it with --warmup …,status={found}")
+        }
+        CaptureError::Warmup(_) => {
+            "check what is asked with --warmup; give it longer with --timeout".into()
+        }
+        CaptureError::Busy { .. } | CaptureError::Connected { .. } => {
+            "if the server connects again by itself when it finds them closed, as pools do, \
+             --tcp-close restores them so"
+                .into()
         }
         CaptureError::User(UserError::SeveralUsers { .. }) => {
             "run the server under one user (--user, and a port from 1024 on), or give warmimg \

@@ -8,7 +8,7 @@ use crate::{
     host::Clocks,
     listener::Listener,
     spawn::{Sandbox, SpawnError},
-    tree::{self, HostPid, Member, NsPid},
+    tree::{self, Connection, HostPid, Member, NsPid},
 };
 
 /// How long the processes may take to stop. A process stops as soon as it leaves the kernel, so
@@ -39,6 +39,8 @@ pub struct FrozenTree {
     /// Parents before children.
     pub members: Vec<Member>,
     pub listeners: Vec<Listener>,
+    /// To others, or from others that were accepted.
+    pub connections: Vec<Connection>,
     /// What the tree's clocks showed last.
     pub clocks: Clocks,
 }
@@ -78,11 +80,13 @@ pub async fn freeze(sandbox: &mut Sandbox) -> Result<FrozenTree, FreezeError> {
         }
     };
     let listeners = tree::listeners(&pids);
+    let connections = tree::connections(&pids);
     Ok(FrozenTree {
         root,
         foreign_session,
         members,
         listeners,
+        connections,
         clocks,
     })
 }

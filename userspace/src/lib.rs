@@ -23,6 +23,7 @@ pub mod freeze;
 pub mod instance;
 pub mod spawn;
 pub mod store;
+pub mod warmup;
 pub mod watch;
 
 pub mod doctor;

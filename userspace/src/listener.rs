@@ -4,6 +4,7 @@ use std::{
     fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use serde::{Deserialize, Serialize};
@@ -94,24 +95,109 @@ pub fn all() -> Vec<(u64, Listener)> {
     found
 }
 
-/// The listening sockets in the text of `/proc/net/unix`; see proc_net(5).
-fn parse_unix(text: &str) -> Vec<(u64, Listener)> {
-    // `__SO_ACCEPTCON` of include/linux/net.h: the socket listens.
+/// Every connected socket of the network namespace: its inode, its own end, and the other.
+pub fn connected() -> Vec<(u64, String, Option<String>)> {
+    use procfs::net::TcpState;
+    let tcp = procfs::net::tcp().unwrap_or_default();
+    let tcp6 = procfs::net::tcp6().unwrap_or_default();
+    let is_connected = |state: &TcpState| !matches!(state, TcpState::Listen | TcpState::Close);
+    let mut found: Vec<_> = tcp
+        .into_iter()
+        .chain(tcp6)
+        .filter(|entry| is_connected(&entry.state))
+        .map(|entry| {
+            let ends = [entry.local_address, entry.remote_address];
+            let [local, peer] = ends.map(|address| format!("tcp:{address}"));
+            (entry.inode, local, Some(peer))
+        })
+        .collect();
+    let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let unix = unix_sockets(&text).filter(|socket| !socket.listens && socket.connected);
+    found.extend(unix.map(|socket| (socket.inode, format!("unix:{}", socket.path), None)));
+    found
+}
+
+/// A Unix socket with a name.
+struct UnixSocket<'a> {
+    inode: u64,
+    listens: bool,
+    connected: bool,
+    path: &'a str,
+}
+
+/// The sockets in the text of `/proc/net/unix`; see proc_net(5).
+fn unix_sockets(text: &str) -> impl Iterator<Item = UnixSocket<'_>> {
+    // `__SO_ACCEPTCON` and `SS_CONNECTED` of include/linux/net.h.
     const ACCEPTING: u32 = 0x1_0000;
-    text.lines()
-        .skip(1)
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let flags = u32::from_str_radix(words.nth(3)?, 16).ok()?;
-            let inode = words.nth(2)?.parse().ok()?;
-            // The path is the rest of the line, spaces and all.
-            let mut path = line;
-            for _ in 0..7 {
-                path = path.trim_start().split_once(' ')?.1;
-            }
-            (flags & ACCEPTING != 0).then(|| (inode, Listener::Unix { path: path.into() }))
+    const CONNECTED: &str = "03";
+    text.lines().skip(1).filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let flags = u32::from_str_radix(words.nth(3)?, 16).ok()?;
+        let state = words.nth(1)?;
+        let inode = words.next()?.parse().ok()?;
+        // The path is the rest of the line, spaces and all.
+        let mut path = line;
+        for _ in 0..7 {
+            path = path.trim_start().split_once(' ')?.1;
+        }
+        Some(UnixSocket {
+            inode,
+            listens: flags & ACCEPTING != 0,
+            connected: state == CONNECTED,
+            path,
+        })
+    })
+}
+
+/// The listening ones among them.
+fn parse_unix(text: &str) -> Vec<(u64, Listener)> {
+    let listening = unix_sockets(text).filter(|socket| socket.listens);
+    listening
+        .map(|socket| {
+            let path = socket.path.into();
+            (socket.inode, Listener::Unix { path })
         })
         .collect()
+}
+
+/// Which of a server's listeners is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// TCP, on any address.
+    Port(u16),
+    Exactly(Listener),
+}
+
+/// Parses `PORT`, `ADDRESS:PORT`, or the path of a Unix socket, as the server names it.
+impl FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(port) = text.parse() {
+            return match port {
+                0 => Err("port 0 is none".to_owned()),
+                port => Ok(Self::Port(port)),
+            };
+        }
+        let bare = text.strip_prefix("tcp:").unwrap_or(text);
+        if let Ok(address) = bare.parse() {
+            return Ok(Self::Exactly(Listener::Tcp { address }));
+        }
+        let path = text.strip_prefix("unix:").unwrap_or(text);
+        if path.contains('/') || path.starts_with('@') {
+            return Ok(Self::Exactly(Listener::Unix { path: path.into() }));
+        }
+        Err("not a port, an address with a port, or a path".to_owned())
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(port) => write!(f, "port {port}"),
+            Self::Exactly(listener) => listener.fmt(f),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -139,6 +225,21 @@ mod tests {
         assert!(is_taken(address));
         drop(socket);
         assert!(!is_taken(address));
+    }
+
+    #[test]
+    fn a_listener_is_meant_by_port_address_or_path() {
+        let wanted = |text: &str| text.parse::<Wanted>();
+        assert_eq!(wanted("80"), Ok(Wanted::Port(80)));
+        assert_eq!(wanted("[::1]:80"), Ok(Wanted::Exactly(tcp("[::1]:80"))));
+        let path = PathBuf::from("/run/a.sock");
+        assert_eq!(
+            wanted("unix:/run/a.sock"),
+            Ok(Wanted::Exactly(Listener::Unix { path }))
+        );
+        for bad in ["0", "70000", "localhost", "", "1.2.3.4"] {
+            assert!(wanted(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

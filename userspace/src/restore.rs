@@ -125,6 +125,7 @@ pub async fn restore(
             (manifest.stderr.clone(), STDERR),
         ],
         foreign_session: manifest.criu.foreign_session,
+        tcp_close: manifest.criu.tcp_close,
         limit: LIMIT,
     };
     let before_criu = Instant::now();

@@ -12,12 +12,14 @@ use hyper::{
     http::{HeaderValue, uri::PathAndQuery},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::listener::Listener;
 
 /// Why a text is not a target.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    #[error("{text:?} is not a URL that can be asked")]
+    #[error("{text:?} is none of http://HOST[:PORT][/PATH], tcp://HOST:PORT, unix:SOCKET[:/PATH]")]
     Form { text: String },
     #[error("cannot find the address of {host}")]
     Resolve { host: String, source: io::Error },
@@ -76,6 +78,15 @@ impl Target {
         Self { protocol, ..self }
     }
 
+    /// The same server, asked for another path by HTTP.
+    #[must_use]
+    pub fn with_path(mut self, wanted: PathAndQuery) -> Self {
+        if let Protocol::Http { path, .. } = &mut self.protocol {
+            *path = wanted;
+        }
+        self
+    }
+
     /// Whether it is asked by HTTP over TCP, as `http://` says.
     pub fn is_http_url(&self) -> bool {
         matches!(
@@ -92,6 +103,27 @@ impl Target {
                 .map(|&address| Listener::Tcp { address })
                 .collect(),
             Place::Unix(path) => vec![Listener::Unix { path: path.clone() }],
+        }
+    }
+}
+
+/// The status of HTTP that is expected; any from 200 to 399 if none is named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ExpectedStatus(pub Option<u16>);
+
+impl ExpectedStatus {
+    pub fn accepts(self, found: u16) -> bool {
+        self.0
+            .map_or((200..400).contains(&found), |wanted| wanted == found)
+    }
+}
+
+impl fmt::Display for ExpectedStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("200 to 399"),
+            Some(status) => write!(f, "{status}"),
         }
     }
 }
@@ -263,6 +295,18 @@ mod tests {
         ] {
             assert_eq!(shown(Listener::Unix { path: path.into() }), url);
         }
+    }
+
+    #[test]
+    fn statuses_from_200_to_399_are_expected_unless_one_is_named() {
+        let any = ExpectedStatus(None);
+        assert!(any.accepts(200) && any.accepts(302) && !any.accepts(404));
+        let one = ExpectedStatus(Some(404));
+        assert!(one.accepts(404) && !one.accepts(200));
+        assert_eq!(
+            (any.to_string(), one.to_string()),
+            ("200 to 399".into(), "404".into())
+        );
     }
 
     #[test]

@@ -145,8 +145,29 @@ fn describe_one(host: HostPid) -> Option<Member> {
     })
 }
 
-/// The listening sockets that processes hold, each once.
-pub fn listeners(pids: &[HostPid]) -> Vec<Listener> {
+/// A connection of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    pub pid: HostPid,
+    /// Of the process, as of `/proc/PID/comm`.
+    pub process: String,
+    pub local: String,
+    /// None for Unix sockets, whose other end has no name.
+    pub peer: Option<String>,
+}
+
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {}): {}", self.process, self.pid, self.local)?;
+        match &self.peer {
+            Some(peer) => write!(f, " to {peer}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The inodes of the sockets that processes hold, each with one of its holders.
+fn sockets(pids: &[HostPid]) -> HashMap<u64, HostPid> {
     let mut inodes = HashMap::new();
     for &pid in pids {
         let Ok(descriptors) = Process::new(pid.0).and_then(|process| process.fd()) else {
@@ -158,6 +179,12 @@ pub fn listeners(pids: &[HostPid]) -> Vec<Listener> {
             }
         }
     }
+    inodes
+}
+
+/// The listening sockets that processes hold, each once.
+pub fn listeners(pids: &[HostPid]) -> Vec<Listener> {
+    let inodes = sockets(pids);
     let mut found: Vec<Listener> = listener::all()
         .into_iter()
         .filter(|(inode, _)| inodes.contains_key(inode))
@@ -166,6 +193,27 @@ pub fn listeners(pids: &[HostPid]) -> Vec<Listener> {
     found.sort();
     found.dedup();
     found
+}
+
+/// The connections that processes have: by TCP, and those that were accepted on a Unix socket.
+pub fn connections(pids: &[HostPid]) -> Vec<Connection> {
+    let inodes = sockets(pids);
+    let name = |pid: HostPid| {
+        let stat = Process::new(pid.0).and_then(|process| process.stat());
+        stat.map(|stat| stat.comm).unwrap_or_default()
+    };
+    let found = listener::connected().into_iter();
+    found
+        .filter_map(|(inode, local, peer)| {
+            let pid = *inodes.get(&inode)?;
+            Some(Connection {
+                pid,
+                process: name(pid),
+                local,
+                peer,
+            })
+        })
+        .collect()
 }
 
 /// Which process on the host holds a listener, as "name (pid N)".

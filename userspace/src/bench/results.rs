@@ -11,7 +11,7 @@ use super::{
     statistics::{Estimate, Pairs, estimate_median, median},
     surroundings::processors,
 };
-use crate::{host::Host, store::now_ms, watch::CapturePoint};
+use crate::{host::Host, store::now_ms, target::ExpectedStatus, watch::CapturePoint};
 
 /// The version of this format. Raised when a reader of the older one would go wrong.
 pub const SCHEMA: u32 = 1;
@@ -63,22 +63,7 @@ pub struct Settings {
     pub requests: usize,
     /// The page cache was dropped before each run.
     pub drop_caches: bool,
-    /// The status that each response must have; any from 200 to 399 if none is named.
-    pub status: Option<u16>,
-}
-
-impl Settings {
-    /// Whether a status is one that was expected.
-    pub fn expects(&self, found: u16) -> bool {
-        self.status
-            .map_or((200..400).contains(&found), |status| status == found)
-    }
-
-    /// What is expected, in words.
-    pub fn expected(&self) -> String {
-        self.status
-            .map_or_else(|| "200 to 399".to_owned(), |status| status.to_string())
-    }
+    pub status: ExpectedStatus,
 }
 
 /// Where it was measured.
@@ -381,19 +366,5 @@ mod tests {
             Some("A: B")
         );
         assert_eq!(value("", "x", '='), None);
-    }
-
-    #[test]
-    fn statuses_from_200_to_399_are_expected_unless_one_is_named() {
-        let mut settings = Settings {
-            runs: 1,
-            warmup_runs: 0,
-            requests: 1,
-            drop_caches: false,
-            status: None,
-        };
-        assert!(settings.expects(200) && settings.expects(302) && !settings.expects(404));
-        settings.status = Some(404);
-        assert!(settings.expects(404) && !settings.expects(200));
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     instance::describe_status,
     output::Output,
     spawn::{Child, SpawnError},
+    target::ExpectedStatus,
     tree,
 };
 
@@ -46,7 +47,7 @@ pub enum RunError {
     Status {
         at: String,
         found: u16,
-        expected: String,
+        expected: ExpectedStatus,
     },
     #[error("cannot ask {at}")]
     Ask { at: String, source: AskError },
@@ -201,10 +202,10 @@ impl Limit<'_> {
             }
         };
         match answer.status {
-            Some(found) if !self.options.settings.expects(found) => Err(RunError::Status {
+            Some(found) if !self.options.settings.status.accepts(found) => Err(RunError::Status {
                 at: at(),
                 found,
-                expected: self.options.settings.expected(),
+                expected: self.options.settings.status,
             }),
             _ => Ok(answer),
         }

@@ -1,8 +1,11 @@
 //! From a command to an image: composes spawn, watch, freeze, dump, edit and store.
 
+mod start_up;
+mod warm;
+
 use std::{
     fs, io,
-    os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
@@ -13,14 +16,18 @@ use crate::{
     carry,
     criu::{self, CriuError, Program, ProgramError, UserError, kerndat::Kerndat},
     edit::{self, EditError},
-    freeze::{self, FreezeError, FrozenTree},
+    freeze::{self, FreezeError},
     host::{self, Host},
+    listener::{Listener, Wanted},
     output::Output,
-    spawn::{Command, Descriptors, Plan, Sandbox, SpawnError, Step},
-    store::{self, Capture, CommandInfo, CriuInfo, Image, Manifest, Moment, Store, StoreError},
-    tree::{self, HostPid, NsPid},
-    watch::{CapturePoint, Event, Watch, WatchError, What},
+    spawn::{Command, Descriptors, Plan, Sandbox, SpawnError},
+    store::{self, Capture, CommandInfo, CriuInfo, Image, Manifest, Store, StoreError},
+    tree::Connection,
+    warmup::{Warmup, WarmupError},
+    watch::{CapturePoint, Watch, WatchError},
 };
+
+use self::start_up::StartUp;
 
 /// How long CRIU may take to dump: enough for tens of gigabytes.
 const DUMP_LIMIT: Duration = Duration::from_secs(120);
@@ -59,16 +66,37 @@ pub enum CaptureError {
         status: String,
         output: Vec<String>,
     },
-    #[error("{command} has not {awaited} within {} s", .limit.as_secs_f64())]
-    Timeout {
-        command: String,
-        awaited: &'static str,
+    #[error(transparent)]
+    Timeout(Box<NotReached>),
+    #[error(transparent)]
+    Warmup(#[from] WarmupError),
+    #[error("the server listens nowhere that could be asked")]
+    NoListener,
+    #[error("the server still has connections after {} s", .limit.as_secs_f64())]
+    Busy {
+        connections: Vec<Connection>,
         limit: Duration,
-        blocked_on: Vec<String>,
-        output: Vec<String>,
     },
+    #[error("the server is connected to others")]
+    Connected { connections: Vec<Connection> },
     #[error("interrupted")]
     Interrupted,
+}
+
+/// A capture point that was not reached in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{command} has not {awaited} within {} s", .limit.as_secs_f64())]
+pub struct NotReached {
+    pub command: String,
+    pub awaited: &'static str,
+    pub limit: Duration,
+    /// The listener that counts, if one was named.
+    pub wanted: Option<Wanted>,
+    /// Where it does listen.
+    pub listens: Vec<Listener>,
+    pub blocked_on: Vec<String>,
+    /// The end of what it wrote.
+    pub output: Vec<String>,
 }
 
 /// What to capture, and how.
@@ -78,6 +106,12 @@ pub struct Options {
     /// How long the command may take to the capture point.
     pub limit: Duration,
     pub name: String,
+    /// The listener that counts, if not any.
+    pub listener: Option<Wanted>,
+    /// What to ask before the capture at [`CapturePoint::Warm`].
+    pub warmups: Vec<Warmup>,
+    /// Take connections into the image as closed ones.
+    pub tcp_close: bool,
     /// Go on running the captured tree.
     pub leave_running: bool,
 }
@@ -90,6 +124,10 @@ pub enum Progress {
     StartingUp {
         after: Duration,
         event: String,
+    },
+    WarmingUp {
+        warmup: usize,
+        warmups: usize,
     },
     Freezing,
     Dumping {
@@ -143,24 +181,42 @@ pub async fn capture(
     drop((stdout, stderr));
 
     progress(Progress::Attaching);
-    let mut watch = Watch::attach(Some(options.point))?;
+    let mut watch = Watch::attach(Some(options.point), options.listener.as_ref())?;
     let mut start_up = StartUp::new(options);
     let reached = async {
         start_up
             .run(&mut sandbox, &mut watch, &mut output, &mut progress)
             .await?;
+        let dropped_events = watch.dropped()?;
+        // Detached before CRIU works in the tree: what it does there is not the server's doing.
+        drop(watch);
+        if options.point == CapturePoint::Warm {
+            warm::warm_up(
+                &mut sandbox,
+                &mut output,
+                &mut start_up,
+                options,
+                &mut progress,
+            )
+            .await?;
+        }
         progress(Progress::Freezing);
         let begun = Instant::now();
-        let tree = freeze::freeze(&mut sandbox).await?;
-        Ok::<_, CaptureError>((tree, begun.elapsed()))
+        let tree = match options.point {
+            CapturePoint::Warm => warm::freeze_idle(&mut sandbox, options).await?,
+            _ => freeze::freeze(&mut sandbox).await?,
+        };
+        Ok::<_, CaptureError>((tree, begun.elapsed(), dropped_events))
     };
-    let (tree, freeze_time) = tokio::select! {
+    let (tree, freeze_time, dropped_events) = tokio::select! {
         reached = reached => reached?,
         () = interrupted => return Err(CaptureError::Interrupted),
     };
-    let dropped_events = watch.dropped()?;
-    // Detached before CRIU works in the tree: what it does there is not the server's doing.
-    drop(watch);
+    if !tree.connections.is_empty() && !options.tcp_close {
+        return Err(CaptureError::Connected {
+            connections: tree.connections,
+        });
+    }
 
     progress(Progress::Dumping {
         processes: tree.members.len(),
@@ -171,6 +227,7 @@ pub async fn capture(
     let request = criu::DumpRequest {
         root: tree.root,
         foreign_session: tree.foreign_session,
+        tcp_close: options.tcp_close,
         after: match options.leave_running {
             true => criu::AfterDump::LeaveStopped,
             false => criu::AfterDump::Kill,
@@ -230,6 +287,7 @@ pub async fn capture(
             version,
             user,
             foreign_session: tree.foreign_session,
+            tcp_close: options.tcp_close,
         },
         dependencies: store::dependencies(edit::files(&staging.criu())?),
         files: vec![],
@@ -260,163 +318,5 @@ pub(crate) fn keep_log(store: &Store, error: CriuError) -> CriuError {
             }
         }
         other => other,
-    }
-}
-
-/// The way of a command to its capture point.
-struct StartUp<'a> {
-    options: &'a Options,
-    pipe_names: [String; 2],
-    root: Option<HostPid>,
-    /// When the command was executed; the time line begins here.
-    exec_ns: Option<u64>,
-    stop_ns: u64,
-    moments: Vec<(u64, HostPid, String)>,
-}
-
-impl<'a> StartUp<'a> {
-    fn new(options: &'a Options) -> Self {
-        Self {
-            options,
-            pipe_names: [String::new(), String::new()],
-            root: None,
-            exec_ns: None,
-            stop_ns: 0,
-            moments: vec![],
-        }
-    }
-
-    /// Starts the command and waits until a process of it was stopped at the capture point.
-    async fn run(
-        &mut self,
-        sandbox: &mut Sandbox,
-        watch: &mut Watch,
-        output: &mut Output,
-        progress: &mut impl FnMut(Progress),
-    ) -> Result<(), CaptureError> {
-        self.pipe_names = output.names().clone();
-        sandbox.start().await?;
-        let root = tree::children(sandbox.init());
-        let root = *root.first().ok_or(FreezeError::Gone)?;
-        self.root = Some(root);
-        watch.follow(root)?;
-        sandbox.go().await.map_err(|error| self.exec_error(error))?;
-        let deadline = tokio::time::sleep(self.options.limit);
-        tokio::pin!(deadline);
-        loop {
-            tokio::select! {
-                biased;
-                event = watch.next() => {
-                    if self.take(event?, progress) {
-                        return Ok(());
-                    }
-                }
-                status = sandbox.exit() => {
-                    output.drained().await;
-                    return Err(CaptureError::ExitedEarly {
-                        command: self.command(),
-                        awaited: self.awaited(),
-                        status: crate::instance::describe_status(status?),
-                        output: output.last_lines(),
-                    });
-                }
-                () = &mut deadline => {
-                    return Err(CaptureError::Timeout {
-                        command: self.command(),
-                        awaited: self.awaited(),
-                        limit: self.options.limit,
-                        blocked_on: tree::blocked_on(&tree::descendants(sandbox.init())),
-                        output: output.last_lines(),
-                    });
-                }
-            }
-        }
-    }
-
-    fn command(&self) -> String {
-        self.options
-            .command
-            .words()
-            .first()
-            .cloned()
-            .unwrap_or_default()
-    }
-
-    fn awaited(&self) -> &'static str {
-        match self.options.point {
-            CapturePoint::Ready => "waited for a connection",
-            CapturePoint::Listen => "listened",
-            CapturePoint::Accept => "called accept",
-        }
-    }
-
-    fn exec_error(&self, error: SpawnError) -> CaptureError {
-        match error {
-            SpawnError::Init {
-                step: Step::Exec,
-                source,
-            } => CaptureError::Exec {
-                command: self.command(),
-                source,
-            },
-            other => CaptureError::Spawn(other),
-        }
-    }
-
-    /// Takes an event into account; returns whether it was the capture point.
-    fn take(&mut self, event: Event, progress: &mut impl FnMut(Progress)) -> bool {
-        let at = |listener: Option<crate::listener::Listener>| {
-            listener.map_or_else(|| "a socket".to_owned(), |listener| listener.to_string())
-        };
-        let text = match event.what {
-            What::Fork { .. } | What::Exit { .. } => return false,
-            What::Exec { path } => {
-                if Some(event.pid) == self.root && self.exec_ns.is_none() {
-                    self.exec_ns = Some(event.time_ns);
-                }
-                let cut = if event.truncated { "…" } else { "" };
-                format!(
-                    "exec {}{cut}",
-                    String::from_utf8_lossy(path.as_os_str().as_bytes())
-                )
-            }
-            What::Bind { at: listener } => format!("bind {}", at(listener)),
-            What::Listen { at: listener } => format!("listen {}", at(listener)),
-            What::Accept { at: listener } => format!("accept {}", at(listener)),
-            What::Wait { at: listener } => format!("wait {}", at(listener)),
-        };
-        let after = event
-            .time_ns
-            .saturating_sub(self.exec_ns.unwrap_or(event.time_ns));
-        progress(Progress::StartingUp {
-            after: Duration::from_nanos(after),
-            event: text.clone(),
-        });
-        self.moments.push((event.time_ns, event.pid, text));
-        self.stop_ns = event.time_ns;
-        event.stopped
-    }
-
-    fn since_exec_us(&self, time_ns: u64) -> u64 {
-        time_ns.saturating_sub(self.exec_ns.unwrap_or(time_ns)) / 1000
-    }
-
-    fn duration_us(&self) -> u64 {
-        self.since_exec_us(self.stop_ns)
-    }
-
-    fn time_line(&self, tree: &FrozenTree) -> Vec<Moment> {
-        let in_image = |host: HostPid| -> Option<NsPid> {
-            let member = tree.members.iter().find(|member| member.host == host)?;
-            Some(member.info.pid)
-        };
-        self.moments
-            .iter()
-            .map(|(time, pid, event)| Moment {
-                at_us: self.since_exec_us(*time),
-                pid: in_image(*pid),
-                event: event.clone(),
-            })
-            .collect()
     }
 }

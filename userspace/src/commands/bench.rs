@@ -15,7 +15,7 @@ use crate::{
     report::{Exports, Report},
     spawn::{Command, CommandError},
     store::{Image, Store},
-    target::{self, Protocol, Target},
+    target::{self, ExpectedStatus, Protocol, Target},
 };
 
 pub async fn run(
@@ -36,7 +36,7 @@ pub async fn run(
         warmup_runs: arguments.warmup_runs as usize,
         requests: arguments.requests as usize,
         drop_caches: arguments.drop_caches,
-        status: arguments.status,
+        status: ExpectedStatus(arguments.status),
     };
     let url = named_target(arguments)?;
     let (store, criu) = prepare(global)?;
@@ -145,6 +145,7 @@ async fn capture_all(
     interrupted: impl Future<Output = ()>,
 ) -> Result<Vec<Image>, Error> {
     tokio::pin!(interrupted);
+    let warmups = arguments.how.warmups(&arguments.at)?;
     let mut images: Vec<Image> = Vec::new();
     for &point in &arguments.at {
         if images
@@ -158,6 +159,9 @@ async fn capture_all(
             point,
             limit: arguments.timeout,
             name: point.to_string(),
+            listener: arguments.how.listener.clone(),
+            warmups: warmups.clone(),
+            tcp_close: arguments.how.tcp_close,
             leave_running: false,
         };
         let progress = report.progress();

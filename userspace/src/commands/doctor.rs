@@ -43,10 +43,7 @@ pub async fn run(global: &cli::Global, report: &Report) -> Result<u8, Error> {
             () = signals.ended() => return Err(restore::RestoreError::Interrupted.into()),
         };
         findings.push(doctor::self_test(outcome.map_err(|error| {
-            let details = error
-                .details()
-                .map(|(_, lines)| lines.to_vec())
-                .unwrap_or_default();
+            let details = error.details().map(|(_, lines)| lines).unwrap_or_default();
             (doctor::chain(&error), details)
         })));
     }
@@ -67,6 +64,9 @@ async fn self_test(criu: Option<&Path>, store: &Store) -> Result<Duration, Error
         point: CapturePoint::Ready,
         limit: LIMIT,
         name: "self-test".into(),
+        listener: None,
+        warmups: vec![],
+        tcp_close: false,
         leave_running: false,
     };
     let criu = Program::find(criu)?;

@@ -97,6 +97,8 @@ pub struct DumpRequest {
     pub root: NsPid,
     /// The root is no session leader.
     pub foreign_session: bool,
+    /// Leave out the state of TCP connections.
+    pub tcp_close: bool,
     pub after: AfterDump,
     pub limit: Duration,
 }
@@ -108,6 +110,8 @@ pub struct RestoreRequest {
     pub inherited: Vec<(String, i32)>,
     /// As at the dump.
     pub foreign_session: bool,
+    /// As at the dump.
+    pub tcp_close: bool,
     pub limit: Duration,
 }
 
@@ -129,6 +133,7 @@ pub async fn dump(
     options.set_shell_job(request.foreign_session);
     // A client that connects to the frozen server is not part of it.
     options.set_tcp_skip_in_flight(true);
+    options.set_tcp_close(request.tcp_close);
     options.set_link_remap(true);
     options.set_ghost_limit(GHOST_LIMIT);
     let message = message(rpc::Criu_req_type::DUMP, options);
@@ -156,6 +161,7 @@ pub async fn restore(
 ) -> Result<NsPid, CriuError> {
     let mut options = options(RESTORE_LOG, LogLevel::Warning);
     options.set_rst_sibling(true);
+    options.set_tcp_close(request.tcp_close);
     options.set_shell_job(request.foreign_session);
     for (key, fd) in &request.inherited {
         let mut inherit = rpc::Inherit_fd::new();

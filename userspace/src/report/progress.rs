@@ -27,6 +27,9 @@ impl ProgressLine {
                     after.as_secs_f64() * 1000.0
                 )
             }
+            Progress::WarmingUp { warmup, warmups } => {
+                format!("warming up: {warmup} of {warmups}")
+            }
             Progress::Freezing => "freezing".to_owned(),
             Progress::Dumping { processes: 1 } => "dumping 1 process".to_owned(),
             Progress::Dumping { processes } => format!("dumping {processes} processes"),

@@ -6,7 +6,7 @@ pub mod btf;
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::ffi::OsStrExt as _,
     path::PathBuf,
 };
@@ -21,7 +21,11 @@ use probe_ebpf as probe;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use crate::{listener::Listener, sys, tree::HostPid};
+use crate::{
+    listener::{Listener, Wanted},
+    sys,
+    tree::HostPid,
+};
 
 /// The probe, built from `probe-ebpf` by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe"));
@@ -73,6 +77,11 @@ pub enum CapturePoint {
     Listen,
     /// At the first accept(2) family call
     Accept,
+    /// When a process first forks after a socket has listened: before a pre-forking server makes
+    /// its workers
+    Fork,
+    /// When the requests of --warmup have been answered and their connections are gone
+    Warm,
 }
 
 impl CapturePoint {
@@ -81,6 +90,8 @@ impl CapturePoint {
             Self::Ready => probe::STOP_AT_READY,
             Self::Listen => probe::STOP_AT_LISTEN,
             Self::Accept => probe::STOP_AT_ACCEPT,
+            Self::Fork => probe::STOP_AT_FORK,
+            Self::Warm => probe::STOP_NEVER,
         }
     }
 }
@@ -91,6 +102,8 @@ impl std::fmt::Display for CapturePoint {
             Self::Ready => "ready",
             Self::Listen => "listen",
             Self::Accept => "accept",
+            Self::Fork => "fork",
+            Self::Warm => "warm",
         })
     }
 }
@@ -111,13 +124,29 @@ pub struct Event {
 /// What an [`Event`] is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    Fork { child: HostPid },
-    Exec { path: PathBuf },
-    Exit { status: i32 },
-    Bind { at: Option<Listener> },
-    Listen { at: Option<Listener> },
-    Accept { at: Option<Listener> },
-    Wait { at: Option<Listener> },
+    /// It is about to fork.
+    Forking,
+    Fork {
+        child: HostPid,
+    },
+    Exec {
+        path: PathBuf,
+    },
+    Exit {
+        status: i32,
+    },
+    Bind {
+        at: Option<Listener>,
+    },
+    Listen {
+        at: Option<Listener>,
+    },
+    Accept {
+        at: Option<Listener>,
+    },
+    Wait {
+        at: Option<Listener>,
+    },
 }
 
 /// The attached probe.
@@ -129,17 +158,23 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Loads the probe, set to stop the tree at `point` if there is one, and attaches it.
+    /// Loads the probe, set to stop the tree at `point` if there is one, and attaches it. Of
+    /// listeners that are named, only that one counts.
     ///
     /// # Errors
     /// See [`WatchError`].
-    pub fn attach(point: Option<CapturePoint>) -> Result<Self, WatchError> {
+    pub fn attach(
+        point: Option<CapturePoint>,
+        listener: Option<&Wanted>,
+    ) -> Result<Self, WatchError> {
         let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
         let offsets = kernel_offsets(&data)?;
         let btf = aya::Btf::parse(&data, aya::Endianness::default())?;
         let stop_at = point.map_or(probe::STOP_NEVER, CapturePoint::stop_at);
+        let wanted = listener.map_or_else(bytemuck::Zeroable::zeroed, wanted);
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
+            .override_global("WANTED", bytemuck::bytes_of(&wanted), true)
             .override_global("OFFSETS", &offsets[..], true)
             .override_global("STOP_AT", &stop_at, true)
             .load(OBJECT)?;
@@ -216,6 +251,42 @@ pub fn missing_tracepoints() -> Result<Vec<String>, WatchError> {
         .collect())
 }
 
+/// A listener as the probe knows it.
+fn wanted(listener: &Wanted) -> probe::Wanted {
+    let mut wanted: probe::Wanted = bytemuck::Zeroable::zeroed();
+    let text = match listener {
+        Wanted::Port(port) => {
+            wanted.port = *port;
+            vec![]
+        }
+        Wanted::Exactly(Listener::Tcp { address }) => {
+            wanted.port = address.port();
+            match address.ip() {
+                IpAddr::V4(ip) => {
+                    wanted.family = libc::AF_INET as u16;
+                    ip.octets().to_vec()
+                }
+                IpAddr::V6(ip) => {
+                    wanted.family = libc::AF_INET6 as u16;
+                    ip.octets().to_vec()
+                }
+            }
+        }
+        Wanted::Exactly(Listener::Unix { path }) => {
+            wanted.family = libc::AF_UNIX as u16;
+            match path.as_os_str().as_bytes().strip_prefix(b"@") {
+                Some(name) => [b"\0", name].concat(),
+                None => path.as_os_str().as_bytes().to_vec(),
+            }
+        }
+    };
+    // A longer path is none that a socket can have.
+    let len = text.len().min(probe::TEXT_LEN);
+    wanted.text[..len].copy_from_slice(&text[..len]);
+    wanted.text_len = len as u32;
+    wanted
+}
+
 fn kernel_offsets(btf: &[u8]) -> Result<[u32; probe::KERNEL_MEMBERS.len()], btf::BtfError> {
     let btf = btf::Btf::parse(btf)?;
     let mut offsets = [0; probe::KERNEL_MEMBERS.len()];
@@ -249,6 +320,7 @@ fn parse(bytes: &[u8]) -> Option<Event> {
         probe::KIND_FORK => What::Fork {
             child: HostPid(raw.value as i32),
         },
+        probe::KIND_FORKING => What::Forking,
         probe::KIND_EXEC => What::Exec {
             path: std::ffi::OsStr::from_bytes(text).into(),
         },

@@ -1,0 +1,231 @@
+//! Where a tree is frozen, and what is refused.
+
+use std::net::TcpListener;
+
+use serde_json::Value;
+
+use crate::support::{
+    Workspace, ask, ask::Client, expect, fixture, free_port, server::Server, servers,
+};
+
+/// A server of tests/servers/points.
+fn server(kind: &str, ports: &[u16]) -> Server {
+    let script = fixture("points/server.py");
+    let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+    let words = ["/usr/bin/python3", &script, kind];
+    let words = words.into_iter().chain(ports.iter().map(String::as_str));
+    Server::new(Client::Http(ports[0].parse().unwrap()), words)
+}
+
+/// What an image holds.
+fn manifest(workspace: &Workspace, name: &str) -> Value {
+    let line = workspace.run(["--json", "inspect", name]);
+    let image: Value = serde_json::from_str(&line).unwrap();
+    image["manifest"].clone()
+}
+
+fn events(manifest: &Value) -> Vec<String> {
+    let moments = manifest["capture"]["time_line"].as_array().unwrap();
+    let event = |moment: &Value| moment["event"].as_str().unwrap().to_owned();
+    moments.iter().map(event).collect()
+}
+
+#[test]
+fn a_server_is_frozen_before_it_forks_its_workers() {
+    let workspace = Workspace::new();
+    for kind in ["prefork", "vfork"] {
+        let port = free_port();
+        let options = ["--at", "fork", "--name", kind];
+        expect(0, &mut server(kind, &[port]).capture(&workspace, &options));
+        let manifest = manifest(&workspace, kind);
+        assert_eq!(manifest["processes"].as_array().unwrap().len(), 1);
+        let events = events(&manifest);
+        assert_eq!(
+            events[events.len() - 2..],
+            [format!("listen tcp:127.0.0.1:{port}"), "fork".to_owned()]
+        );
+        // The workers are made anew each time.
+        for _ in 0..2 {
+            workspace.run(["restore", "-d", kind]);
+            let answer = Client::Http(port).ask_until_answered();
+            assert!(answer.starts_with("200 hello from "), "{answer}");
+            workspace.run(["stop", "--all"]);
+        }
+    }
+    // One that does not fork never gets there.
+    let alone = server("counting", &[free_port()]);
+    let options = ["--at", "fork", "--timeout", "1"];
+    let (_, error) = expect(103, &mut alone.capture(&workspace, &options));
+    assert!(
+        error.contains("has not listened and forked within 1 s")
+            && error.contains("choose another point with --at"),
+        "{error}"
+    );
+    workspace.assert_clean();
+}
+
+#[test]
+fn apache_and_php_fpm_fork_their_workers_anew() {
+    let workspace = Workspace::new();
+    for server in [
+        servers::apache_prefork_with_mod_php(&workspace),
+        servers::php_fpm(&workspace),
+    ] {
+        let options = ["--at", "fork", "--name", "server"];
+        expect(0, &mut server.capture(&workspace, &options));
+        let processes = manifest(&workspace, "server")["processes"].clone();
+        assert_eq!(processes.as_array().unwrap().len(), 1);
+        workspace.run(["restore", "-d", "server"]);
+        server.client.ask_until_answered();
+        workspace.run(["stop", "--all"]);
+        server.wait_for_silence();
+    }
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_server_is_warmed_up_with_as_many_requests_as_told() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let server = server("counting", &[port]);
+    let mut options = vec!["--at", "warm", "--name", "warm"];
+    options.extend([
+        "--warmup",
+        "/,count=7",
+        "--warmup",
+        "/slow,count=5,concurrency=5",
+    ]);
+    options.extend(["--warmup", "/500,count=1,status=500"]);
+    let (report, _) = expect(0, &mut server.capture(&workspace, &options));
+    assert!(report.contains("to: warm-up done"), "{report}");
+    let manifest = manifest(&workspace, "warm");
+    assert_eq!(manifest["capture"]["point"], "warm");
+    assert_eq!(events(&manifest).last().unwrap(), "warm-up done");
+    for _ in 0..2 {
+        workspace.run(["restore", "-d", "warm"]);
+        assert_eq!(ask::get(port, "/").unwrap(), "200 14");
+        workspace.run(["stop", "--all"]);
+    }
+    // Without being told, the root is asked 20 times.
+    let options = ["--at", "warm", "--name", "default"];
+    expect(0, &mut server.capture(&workspace, &options));
+    workspace.run(["restore", "-d", "default"]);
+    assert_eq!(ask::get(port, "/").unwrap(), "200 21");
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_warm_up_that_fails_makes_no_image() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let counting = server("counting", &[port]);
+    let warm = ["--at", "warm", "--warmup"];
+    let with = |options: &[&'static str]| [&warm[..], options].concat();
+    let (_, error) = expect(114, &mut counting.capture(&workspace, &with(&["/500"])));
+    assert!(
+        error.contains("/500 with status 500, not 200 to 399")
+            && error.contains("--warmup …,status=500"),
+        "{error}"
+    );
+    let options = with(&["http://127.0.0.1:1/", "--timeout", "1"]);
+    let (_, error) = expect(103, &mut counting.capture(&workspace, &options));
+    assert!(
+        error.contains("was answered 0 of 20 times within 1 s"),
+        "{error}"
+    );
+    let (_, error) = expect(2, &mut counting.capture(&workspace, &["--warmup", "/"]));
+    assert!(error.contains("no meaning without --at warm"), "{error}");
+    let (_, error) = expect(2, &mut counting.capture(&workspace, &with(&["/,count=0"])));
+    assert!(error.contains("count must be a number"), "{error}");
+    let keeping = server("keeping", &[port]);
+    let (_, error) = expect(116, &mut keeping.capture(&workspace, &with(&["/"])));
+    assert!(
+        error.contains("still has connections")
+            && error.contains("python3 (pid ")
+            && error.contains(&format!("): tcp:127.0.0.1:{port} to tcp:127.0.0.1:")),
+        "{error}"
+    );
+    assert!(!workspace.run(["images"]).contains("python3"));
+    workspace.assert_clean();
+}
+
+#[test]
+fn the_listener_that_counts_can_be_named() {
+    let workspace = Workspace::new();
+    let (first, second) = (free_port(), free_port());
+    let server = server("two", &[first, second]);
+    let address = format!("127.0.0.1:{second}");
+    for (listener, listeners) in [
+        (first.to_string(), 1),
+        (second.to_string(), 2),
+        (address, 2),
+    ] {
+        for point in ["ready", "listen"] {
+            let options = ["--at", point, "--listener", &listener, "--name", "two"];
+            expect(0, &mut server.capture(&workspace, &options));
+            let found = manifest(&workspace, "two")["listeners"].clone();
+            assert_eq!(
+                found.as_array().unwrap().len(),
+                listeners,
+                "{listener} {point}"
+            );
+        }
+    }
+    workspace.run(["restore", "-d", "two"]);
+    for port in [first, second] {
+        assert_eq!(ask::get(port, "/").unwrap(), "200 hello");
+    }
+    workspace.run(["stop", "--all"]);
+    for wrong in [
+        format!("[::1]:{second}"),
+        "1".to_owned(),
+        "/no.sock".to_owned(),
+    ] {
+        let options = ["--listener", &wrong, "--timeout", "1"];
+        let (_, error) = expect(103, &mut server.capture(&workspace, &options));
+        assert!(
+            error.contains(&format!(
+                "listens on tcp:127.0.0.1:{first}, tcp:127.0.0.1:{second}"
+            )),
+            "{error}"
+        );
+    }
+    let (_, error) = expect(2, &mut server.capture(&workspace, &["--listener", "70000"]));
+    assert!(
+        error.contains("not a port, an address with a port, or a path"),
+        "{error}"
+    );
+    // By the path of a Unix socket.
+    let unix = servers::uvicorn_on_a_unix_socket(&workspace);
+    let path = workspace.path().join("server.sock").display().to_string();
+    let options = ["--listener", &path, "--name", "unix"];
+    expect(0, &mut unix.capture(&workspace, &options));
+    workspace.assert_clean();
+}
+
+#[test]
+fn connections_to_others_are_refused_or_restored_as_closed() {
+    let workspace = Workspace::new();
+    let peer = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let peer_port = peer.local_addr().unwrap().port();
+    let port = free_port();
+    let server = server("client", &[port, peer_port]);
+    let (_, error) = expect(116, &mut server.capture(&workspace, &[]));
+    assert!(
+        error.contains("Error: the server is connected to others\n")
+            && error.contains(&format!(" to tcp:127.0.0.1:{peer_port}\n"))
+            && error.contains("--tcp-close"),
+        "{error}"
+    );
+    let options = ["--tcp-close", "--name", "client"];
+    expect(0, &mut server.capture(&workspace, &options));
+    for _ in 0..2 {
+        workspace.run(["restore", "-d", "client"]);
+        assert_eq!(ask::get(port, "/").unwrap(), "200 connected anew");
+        assert_eq!(ask::get(port, "/").unwrap(), "200 still connected");
+        workspace.run(["stop", "--all"]);
+    }
+    drop(peer);
+    workspace.assert_clean();
+}

@@ -1,0 +1,196 @@
+//! The way of a command to its capture point: what happened on it, and when it is reached.
+
+use std::{os::unix::ffi::OsStrExt as _, time::Duration};
+
+use super::{CaptureError, NotReached, Options, Progress};
+use crate::{
+    freeze::{FreezeError, FrozenTree},
+    listener::Listener,
+    output::Output,
+    spawn::{Sandbox, SpawnError, Step},
+    store::Moment,
+    tree::{self, HostPid, NsPid},
+    watch::{CapturePoint, Event, Watch, What},
+};
+
+/// The way of a command to its capture point.
+pub struct StartUp<'a> {
+    options: &'a Options,
+    pub pipe_names: [String; 2],
+    root: Option<HostPid>,
+    /// When the command was executed; the time line begins here.
+    exec_ns: Option<u64>,
+    stop_ns: u64,
+    /// Where it listens, in the order in which it began to.
+    pub listens: Vec<Listener>,
+    /// What it first waited on.
+    pub ready_on: Option<Listener>,
+    moments: Vec<(u64, HostPid, String)>,
+}
+
+impl<'a> StartUp<'a> {
+    pub fn new(options: &'a Options) -> Self {
+        Self {
+            options,
+            pipe_names: [String::new(), String::new()],
+            root: None,
+            exec_ns: None,
+            stop_ns: 0,
+            listens: vec![],
+            ready_on: None,
+            moments: vec![],
+        }
+    }
+
+    /// Starts the command and waits until a process of it was stopped at the capture point.
+    pub async fn run(
+        &mut self,
+        sandbox: &mut Sandbox,
+        watch: &mut Watch,
+        output: &mut Output,
+        progress: &mut impl FnMut(Progress),
+    ) -> Result<(), CaptureError> {
+        self.pipe_names = output.names().clone();
+        sandbox.start().await?;
+        let root = tree::children(sandbox.init());
+        let root = *root.first().ok_or(FreezeError::Gone)?;
+        self.root = Some(root);
+        watch.follow(root)?;
+        sandbox.go().await.map_err(|error| self.exec_error(error))?;
+        let deadline = tokio::time::sleep(self.options.limit);
+        tokio::pin!(deadline);
+        loop {
+            tokio::select! {
+                biased;
+                event = watch.next() => {
+                    if self.take(event?, progress) {
+                        return Ok(());
+                    }
+                }
+                status = sandbox.exit() => {
+                    output.drained().await;
+                    return Err(CaptureError::ExitedEarly {
+                        command: self.command(),
+                        awaited: self.awaited(),
+                        status: crate::instance::describe_status(status?),
+                        output: output.last_lines(),
+                    });
+                }
+                () = &mut deadline => {
+                    return Err(CaptureError::Timeout(Box::new(NotReached {
+                        command: self.command(),
+                        awaited: self.awaited(),
+                        limit: self.options.limit,
+                        wanted: self.options.listener.clone(),
+                        listens: self.listens.clone(),
+                        blocked_on: tree::blocked_on(&tree::descendants(sandbox.init())),
+                        output: output.last_lines(),
+                    })));
+                }
+            }
+        }
+    }
+
+    pub fn command(&self) -> String {
+        self.options
+            .command
+            .words()
+            .first()
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn awaited(&self) -> &'static str {
+        match self.options.point {
+            CapturePoint::Ready | CapturePoint::Warm => "waited for a connection",
+            CapturePoint::Listen => "listened",
+            CapturePoint::Accept => "called accept",
+            CapturePoint::Fork => "listened and forked",
+        }
+    }
+
+    fn exec_error(&self, error: SpawnError) -> CaptureError {
+        match error {
+            SpawnError::Init {
+                step: Step::Exec,
+                source,
+            } => CaptureError::Exec {
+                command: self.command(),
+                source,
+            },
+            other => CaptureError::Spawn(other),
+        }
+    }
+
+    /// Takes an event into account; returns whether it was the capture point, or what warming up
+    /// begins with.
+    fn take(&mut self, event: Event, progress: &mut impl FnMut(Progress)) -> bool {
+        let at = |listener: Option<Listener>| {
+            listener.map_or_else(|| "a socket".to_owned(), |listener| listener.to_string())
+        };
+        match &event.what {
+            What::Listen { at: Some(listener) } => self.listens.push(listener.clone()),
+            What::Accept { at } | What::Wait { at } => self.ready_on.clone_from(at),
+            _ => {}
+        }
+        let is_ready = matches!(event.what, What::Accept { .. } | What::Wait { .. });
+        let text = match event.what {
+            What::Fork { .. } | What::Exit { .. } => return false,
+            What::Exec { path } => {
+                if Some(event.pid) == self.root && self.exec_ns.is_none() {
+                    self.exec_ns = Some(event.time_ns);
+                }
+                let cut = if event.truncated { "…" } else { "" };
+                format!(
+                    "exec {}{cut}",
+                    String::from_utf8_lossy(path.as_os_str().as_bytes())
+                )
+            }
+            What::Forking => "fork".to_owned(),
+            What::Bind { at: listener } => format!("bind {}", at(listener)),
+            What::Listen { at: listener } => format!("listen {}", at(listener)),
+            What::Accept { at: listener } => format!("accept {}", at(listener)),
+            What::Wait { at: listener } => format!("wait {}", at(listener)),
+        };
+        let after = event
+            .time_ns
+            .saturating_sub(self.exec_ns.unwrap_or(event.time_ns));
+        progress(Progress::StartingUp {
+            after: Duration::from_nanos(after),
+            event: text.clone(),
+        });
+        self.moments.push((event.time_ns, event.pid, text));
+        self.stop_ns = event.time_ns;
+        event.stopped || (self.options.point == CapturePoint::Warm && is_ready)
+    }
+
+    /// Adds what is known without the probe.
+    pub fn add(&mut self, event: &str) {
+        self.stop_ns = crate::host::Clocks::now().monotonic_ns;
+        let root = self.root.unwrap_or(HostPid(0));
+        self.moments.push((self.stop_ns, root, event.to_owned()));
+    }
+
+    fn since_exec_us(&self, time_ns: u64) -> u64 {
+        time_ns.saturating_sub(self.exec_ns.unwrap_or(time_ns)) / 1000
+    }
+
+    pub fn duration_us(&self) -> u64 {
+        self.since_exec_us(self.stop_ns)
+    }
+
+    pub fn time_line(&self, tree: &FrozenTree) -> Vec<Moment> {
+        let in_image = |host: HostPid| -> Option<NsPid> {
+            let member = tree.members.iter().find(|member| member.host == host)?;
+            Some(member.info.pid)
+        };
+        self.moments
+            .iter()
+            .map(|(time, pid, event)| Moment {
+                at_us: self.since_exec_us(*time),
+                pid: in_image(*pid),
+                event: event.clone(),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,217 @@
+//! Requests that a server is given before it is captured, so that what it does only once (compiles,
+//! loads, connects, fills caches) is part of the image.
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use hyper::http::uri::PathAndQuery;
+use tokio::task::LocalSet;
+
+use crate::{
+    client::{AskError, Client},
+    target::{ExpectedStatus, Target, TargetError},
+};
+
+/// Why a text does not say what to ask.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error("{0:?} is not a path that can be asked for")]
+    Path(String),
+    #[error("{0} must be a number from 1 to 1000000")]
+    Number(&'static str),
+    #[error("the status must be a number from 100 to 599")]
+    Status,
+}
+
+/// Why a server was not warmed up.
+#[derive(Debug, thiserror::Error)]
+pub enum WarmupError {
+    #[error("the server answered {at} with status {found}, not {expected}")]
+    Status {
+        at: String,
+        found: u16,
+        expected: ExpectedStatus,
+    },
+    #[error("cannot ask {at}")]
+    Ask { at: String, source: AskError },
+    #[error("{at} was answered {answered} of {count} times within {} s", .limit.as_secs_f64())]
+    Timeout {
+        at: String,
+        answered: u32,
+        count: u32,
+        limit: Duration,
+    },
+}
+
+/// What to ask, and how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warmup {
+    place: Place,
+    /// How many requests, all in all.
+    pub count: u32,
+    /// How many at the same time.
+    pub concurrency: u32,
+    pub status: ExpectedStatus,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Target(Target),
+    /// By HTTP where the server listens.
+    Path(PathAndQuery),
+}
+
+/// Parses `URL|PATH[,count=N][,concurrency=N][,status=CODE]`.
+impl FromStr for Warmup {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let (mut place, mut count, mut concurrency, mut status) = (text, 20, 1, None);
+        // From the end: a URL may hold commas of its own.
+        while let Some((rest, option)) = place.rsplit_once(',') {
+            match option.split_once('=') {
+                Some(("count", value)) => count = number("count", value)?,
+                Some(("concurrency", value)) => concurrency = number("concurrency", value)?,
+                Some(("status", value)) => {
+                    let value = value.parse().ok().filter(|code| (100..600).contains(code));
+                    status = Some(value.ok_or(SpecError::Status)?);
+                }
+                _ => break,
+            }
+            place = rest;
+        }
+        let place = match place.starts_with('/') {
+            true => {
+                let path = place
+                    .parse()
+                    .map_err(|_| SpecError::Path(place.to_owned()))?;
+                Place::Path(path)
+            }
+            false => Place::Target(place.parse()?),
+        };
+        Ok(Self {
+            place,
+            count,
+            concurrency,
+            status: ExpectedStatus(status),
+        })
+    }
+}
+
+fn number(what: &'static str, text: &str) -> Result<u32, SpecError> {
+    let number = text.parse().ok();
+    number
+        .filter(|number| (1..=1_000_000).contains(number))
+        .ok_or(SpecError::Number(what))
+}
+
+impl Default for Warmup {
+    fn default() -> Self {
+        Self {
+            place: Place::Path(PathAndQuery::from_static("/")),
+            count: 20,
+            concurrency: 1,
+            status: ExpectedStatus::default(),
+        }
+    }
+}
+
+impl Warmup {
+    /// Asks until all was answered as expected; `server` is where paths are asked for.
+    ///
+    /// # Errors
+    /// See [`WarmupError`].
+    pub async fn run(&self, server: &Target, limit: Duration) -> Result<(), WarmupError> {
+        let target = match &self.place {
+            Place::Target(target) => target.clone(),
+            Place::Path(path) => server.clone().with_path(path.clone()),
+        };
+        let answered = Rc::new(Cell::new(0));
+        let workers = LocalSet::new();
+        let begun = Rc::new(Cell::new(0));
+        let mut handles = Vec::new();
+        for _ in 0..self.concurrency.min(self.count) {
+            let (this, target) = (self.clone(), target.clone());
+            let (begun, answered) = (Rc::clone(&begun), Rc::clone(&answered));
+            handles.push(workers.spawn_local(async move {
+                while begun.get() < this.count {
+                    begun.set(begun.get() + 1);
+                    this.ask(&target).await?;
+                    answered.set(answered.get() + 1);
+                }
+                Ok(())
+            }));
+        }
+        let all = async {
+            for handle in handles {
+                // A worker ends early by being dropped only, and this with it.
+                if let Ok(outcome) = handle.await {
+                    outcome?;
+                }
+            }
+            Ok(())
+        };
+        let timely = tokio::time::timeout(limit, workers.run_until(all)).await;
+        timely.unwrap_or_else(|_| {
+            Err(WarmupError::Timeout {
+                at: target.to_string(),
+                answered: answered.get(),
+                count: self.count,
+                limit,
+            })
+        })
+    }
+
+    async fn ask(&self, target: &Target) -> Result<(), WarmupError> {
+        let failed = |source| WarmupError::Ask {
+            at: target.to_string(),
+            source,
+        };
+        let mut client = Client::new(target).map_err(failed)?;
+        let answer = client.ask_until_answered(Instant::now()).await;
+        match answer.map_err(failed)?.status {
+            Some(found) if !self.status.accepts(found) => Err(WarmupError::Status {
+                at: target.to_string(),
+                found,
+                expected: self.status,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_stand_behind_the_url() {
+        let warmup: Warmup = "/a,b?c=d,count=50,concurrency=4".parse().unwrap();
+        assert_eq!((warmup.count, warmup.concurrency), (50, 4));
+        assert_eq!(
+            warmup.place,
+            Place::Path(PathAndQuery::from_static("/a,b?c=d"))
+        );
+        let warmup: Warmup = "tcp://127.0.0.1:80,status=404".parse().unwrap();
+        assert_eq!(
+            (warmup.count, warmup.status),
+            (20, ExpectedStatus(Some(404)))
+        );
+        for bad in [
+            "",
+            "/,count=0",
+            "/,count=x",
+            "/,status=1",
+            "https://a/",
+            "/a b",
+        ] {
+            assert!(bad.parse::<Warmup>().is_err(), "{bad}");
+        }
+    }
+}
