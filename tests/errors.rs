@@ -214,9 +214,9 @@ fn criu_is_missing_or_too_old() {
 #[test]
 fn criu_fails_to_dump() {
     let workspace = Workspace::new();
-    // An established connection, which CRIU does not dump unless told to.
-    let script = "import socket\ns = socket.create_server(('127.0.0.1', 0))\n\
-                  c = socket.create_connection(s.getsockname())\ns.accept()\ns.accept()";
+    // A socket of MPTCP, which CRIU does not dump.
+    let script = "import socket\nm = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)\n\
+                  s = socket.create_server(('127.0.0.1', 0))\ns.accept()";
     let arguments = ["capture", "--at", "ready", "--", PYTHON, "-c", script];
     let output = finish(&mut workspace.warmimg(arguments));
     assert_eq!(output.status.code(), Some(106), "{}", describe(&output));
@@ -231,7 +231,7 @@ fn criu_fails_to_dump() {
         .next()
         .unwrap();
     let log = fs::read_to_string(log).unwrap();
-    assert!(log.contains("Connected TCP socket"), "{log}");
+    assert!(log.contains("Unsupported proto 262"), "{log}");
     workspace.assert_clean();
 }
 
