@@ -9,5 +9,6 @@ mod errors;
 mod gate;
 mod lifecycle;
 mod points;
+mod publish;
 mod servers;
 mod support;

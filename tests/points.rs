@@ -116,6 +116,21 @@ fn a_server_is_warmed_up_with_as_many_requests_as_told() {
 }
 
 #[test]
+fn connections_that_have_ended_but_for_their_descriptors_are_no_hindrance() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let options = ["--at", "warm", "--name", "warm"];
+    expect(
+        0,
+        &mut server("shutting", &[port]).capture(&workspace, &options),
+    );
+    workspace.run(["restore", "-d", "warm"]);
+    assert!(ask::get(port, "/").unwrap().starts_with("200 hello"));
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
 fn a_warm_up_that_fails_makes_no_image() {
     let workspace = Workspace::new();
     let port = free_port();

@@ -12,6 +12,7 @@ use warmimg::{
         factor, markdown,
         svg::{self, Bar, Group, Scale},
     },
+    watch::CapturePoint,
 };
 
 use super::Entry;
@@ -58,10 +59,23 @@ fn read<'a>(folder: &Path, entry: &'a Entry) -> Option<Stored<'a>> {
     })
 }
 
-/// The restore by warmimg.
-fn restored(results: &Results) -> &Subject {
-    let is_restored = |subject: &&Subject| matches!(subject.kind, SubjectKind::Restored { .. });
-    results.subjects.iter().find(is_restored).unwrap()
+/// The restores by warmimg, each with its point.
+fn restores(results: &Results) -> impl Iterator<Item = (CapturePoint, &Subject)> {
+    results
+        .subjects
+        .iter()
+        .filter_map(|subject| match subject.kind {
+            SubjectKind::Restored { point } => Some((point, subject)),
+            _ => None,
+        })
+}
+
+/// The fastest of them.
+fn best(results: &Results) -> (CapturePoint, &Subject) {
+    let time = |subject: &Subject| subject.median(Timing::FirstResponse).value;
+    restores(results)
+        .min_by(|(_, a), (_, b)| time(a).total_cmp(&time(b)))
+        .unwrap()
 }
 
 fn ms(subject: &Subject) -> String {
@@ -87,12 +101,7 @@ fn chart(stored: &[Stored]) -> String {
         label: entry.title.to_owned(),
         bars: vec![
             bar(results, results.cold().unwrap(), "cold start", "cold"),
-            bar(
-                results,
-                restored(results),
-                "restored by warmimg",
-                "restored",
-            ),
+            bar(results, best(results).1, "restored by warmimg", "restored"),
         ],
     };
     let groups: Vec<Group> = stored.iter().map(group).collect();
@@ -105,13 +114,14 @@ fn chart(stored: &[Stored]) -> String {
 }
 
 fn table(stored: &[Stored]) -> String {
-    let mut text = "| server | cold start | restored | |\n|---|---:|---:|---|\n".to_owned();
+    let mut text =
+        "| server | cold start | restored | at | |\n|---|---:|---:|---|---|\n".to_owned();
     for Stored { entry, results, .. } in stored {
-        let subject = restored(results);
+        let (point, subject) = best(results);
         let ratio = results.speed_up(subject, Timing::FirstResponse).unwrap();
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} ({} … {}) |",
+            "| {} | {} | {} | {point} | {} ({} … {}) |",
             entry.title,
             ms(results.cold().unwrap()),
             ms(subject),
@@ -139,8 +149,9 @@ fn benchmarks(stored: &[Stored]) -> String {
     text += "Each bar is the time from the start of the process until the whole of its first \
         response, seen by a client outside that connects in a loop. Cold starts and restores take \
         turns, so that a change of the machine's speed meets both; the ratio is that of the \
-        medians, its interval a bootstrap over the rounds. The page cache is warm. Images were \
-        captured at `ready`. `criu restore` is the same image restored without warmimg, in fresh \
+        medians, its interval a bootstrap over the rounds. The page cache is warm. The columns from \
+        `listen` to `warm` are the capture points; the fastest is in bold, and what stands behind \
+        is of that one. `criu restore` is the same image restored without warmimg, in fresh \
         namespaces made by unshare(1).\n\n";
     text += &summary(stored);
     text += "\nThe machine is virtual and shared: compare ratios, not milliseconds.\n\n\
@@ -170,30 +181,46 @@ fn benchmarks(stored: &[Stored]) -> String {
 }
 
 fn summary(stored: &[Stored]) -> String {
-    let mut text =
-        "| server | cold | restored | ratio | `criu restore` | image | CPU time, cold | \
-        restored |\n|---|---:|---:|---:|---:|---:|---:|---:|\n"
-            .to_owned();
+    let points = [
+        CapturePoint::Listen,
+        CapturePoint::Fork,
+        CapturePoint::Ready,
+        CapturePoint::Warm,
+    ];
+    let mut text = "| server | cold |".to_owned();
+    for point in points {
+        let _ = write!(text, " {point} |");
+    }
+    text += " `criu restore` | image | CPU time, cold | restored |\n|---|---:|";
+    text += &"---:|".repeat(points.len() + 4);
+    text.push('\n');
     for Stored { entry, results, .. } in stored {
-        let (cold, subject) = (results.cold().unwrap(), restored(results));
-        let ratio = results.speed_up(subject, Timing::FirstResponse).unwrap();
-        let plain = results
-            .subjects
-            .iter()
-            .find(|subject| matches!(subject.kind, SubjectKind::Criu { .. }));
+        let (fastest, subject) = best(results);
+        let cold = results.cold().unwrap();
+        let mut cells = vec![entry.title.to_owned(), ms(cold)];
+        for point in points {
+            let found = restores(results).find(|(other, _)| *other == point);
+            cells.push(found.map_or_else(String::new, |(_, subject)| {
+                let ratio = results.speed_up(subject, Timing::FirstResponse).unwrap();
+                let text = format!("{} ({})", ms(subject), factor(ratio.value));
+                if point == fastest {
+                    format!("**{text}**")
+                } else {
+                    text
+                }
+            }));
+        }
+        let is_plain = |subject: &&Subject| matches!(subject.kind, SubjectKind::Criu { point } if point == fastest);
+        let plain = results.subjects.iter().find(is_plain);
         let cpu =
             |subject: &Subject| format!("{:.0} ms", subject.median_usage(|used| used.cpu_ns) / 1e6);
         let bytes = subject.image.as_ref().map_or(0, |image| image.bytes);
-        let cells = [
-            entry.title.to_owned(),
-            ms(cold),
-            ms(subject),
-            format!("{:.2} ({:.2} … {:.2})", ratio.value, ratio.low, ratio.high),
+        cells.extend([
             plain.map_or_else(|| "-".to_owned(), ms),
             format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
             cpu(cold),
             cpu(subject),
-        ];
+        ]);
         let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text
@@ -202,7 +229,14 @@ fn summary(stored: &[Stored]) -> String {
 /// The command that measures so.
 fn invocation(results: &Results) -> String {
     let is_plain = |subject: &Subject| matches!(subject.kind, SubjectKind::Criu { .. });
-    let mut words = format!("warmimg bench --runs {}", results.settings.runs);
+    let points: Vec<String> = restores(results)
+        .map(|(point, _)| point.to_string())
+        .collect();
+    let mut words = format!(
+        "warmimg bench --runs {} --at {}",
+        results.settings.runs,
+        points.join(",")
+    );
     if results.subjects.iter().any(is_plain) {
         words += " --baseline criu";
     }

@@ -32,6 +32,8 @@ use support::{
 struct Entry {
     /// The name of its results.
     name: &'static str,
+    /// The capture points that make sense for it.
+    points: &'static str,
     title: &'static str,
     /// Prints its version.
     version: &'static [&'static str],
@@ -44,6 +46,7 @@ struct Entry {
 const SUITE: [Entry; 12] = [
     Entry {
         name: "express",
+        points: "listen,ready,warm",
         title: "Express (Node)",
         version: &["node", "--version"],
         make: |_| servers::express(),
@@ -51,6 +54,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "fastapi",
+        points: "listen,ready,warm",
         title: "FastAPI (uvicorn)",
         version: &["uvicorn", "--version"],
         make: |_| servers::fastapi_on_uvicorn(),
@@ -58,6 +62,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "fastapi-unix",
+        points: "ready,warm",
         title: "FastAPI, Unix socket",
         version: &["uvicorn", "--version"],
         make: servers::uvicorn_on_a_unix_socket,
@@ -65,6 +70,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "django",
+        points: "fork,ready,warm",
         title: "Django (gunicorn, 2 workers)",
         version: &["python3", "-m", "django", "--version"],
         make: |_| servers::django_on_gunicorn(),
@@ -72,6 +78,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "rails",
+        points: "listen,ready,warm",
         title: "Rails (puma)",
         version: &["rails", "--version"],
         make: |_| servers::rails_on_puma(),
@@ -79,6 +86,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "tomcat",
+        points: "listen,ready,warm",
         title: "Tomcat (JVM)",
         version: &["/usr/share/tomcat10/bin/catalina.sh", "version"],
         make: servers::tomcat,
@@ -86,6 +94,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "python-700mb",
+        points: "ready,warm",
         title: "Python, 700 MB of heap",
         version: &["/usr/bin/python3", "--version"],
         make: |_| large_heap(),
@@ -93,6 +102,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "caddy",
+        points: "listen,ready,warm",
         title: "Caddy (Go)",
         version: &["caddy", "version"],
         make: servers::caddy,
@@ -100,6 +110,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "apache-php",
+        points: "listen,fork,ready,warm",
         title: "Apache with mod_php",
         version: &["apache2", "-v"],
         make: servers::apache_prefork_with_mod_php,
@@ -107,6 +118,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "php-fpm",
+        points: "listen,fork,ready",
         title: "php-fpm",
         version: &["php-fpm8.2", "--version"],
         make: servers::php_fpm,
@@ -114,6 +126,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "nginx",
+        points: "listen,fork,ready,warm",
         title: "nginx, 2 workers",
         version: &["nginx", "-v"],
         make: servers::nginx,
@@ -121,6 +134,7 @@ const SUITE: [Entry; 12] = [
     },
     Entry {
         name: "accept-loop",
+        points: "listen,ready",
         title: "C accept loop (the floor)",
         version: &["cc", "--version"],
         make: |workspace| servers::accept_loop(workspace, &[]),
@@ -167,7 +181,8 @@ fn measure(entry: &Entry, runs: &str) {
     let server = (entry.make)(&workspace);
     let export = workspace.path().join("results.json");
     let asked = how_to_ask(&server.client);
-    let mut options = vec!["--runs", runs, "--export-json", export.to_str().unwrap()];
+    let mut options = vec!["--runs", runs, "--at", entry.points];
+    options.extend(["--export-json", export.to_str().unwrap()]);
     options.extend(asked.iter().map(String::as_str));
     if entry.plain_criu {
         options.extend(["--baseline", "criu"]);

@@ -4,7 +4,13 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{error::Error, listener::Wanted, target::Target, warmup::Warmup, watch::CapturePoint};
+use crate::{
+    error::Error,
+    listener::{Publish, Wanted},
+    target::Target,
+    warmup::Warmup,
+    watch::CapturePoint,
+};
 
 /// The store of root, unless another is named.
 pub const DEFAULT_STORE: &str = "/var/lib/warmimg";
@@ -148,6 +154,17 @@ pub struct Restore {
     /// Return when the server is back, and let it run in the background
     #[arg(short, long)]
     pub detach: bool,
+    /// Let a listener of the image be elsewhere, each a port, ADDRESS:PORT, or the path of a Unix
+    /// socket; can be given several times
+    #[arg(short, long, value_name = "NEW:OLD")]
+    pub publish: Vec<Publish>,
+    /// Share the TCP ports with other copies: the kernel spreads connections among them
+    #[arg(long)]
+    pub reuse_port: bool,
+    /// How many copies to bring up
+    #[arg(long, value_name = "N", default_value = "1", requires_all = ["detach", "reuse_port"])]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub count: u32,
 }
 
 #[derive(Debug, Args)]

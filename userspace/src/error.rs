@@ -145,6 +145,7 @@ impl Error {
             },
             Self::Restore(error) => match error {
                 RestoreError::PortTaken { .. } => ExitCode::PortTaken,
+                RestoreError::NoListener { .. } => ExitCode::Usage,
                 RestoreError::Interrupted => ExitCode::Interrupted,
                 RestoreError::Criu(error) => criu_code(error),
                 RestoreError::Image { .. } => ExitCode::StoreUnusable,
@@ -174,9 +175,13 @@ impl Error {
             Self::Instance(error) => instance_hint(error)?,
             Self::Capture(error) => capture_hint(error)?,
             Self::Restore(RestoreError::PortTaken { .. }) => {
-                "stop that process; if it is an instance of warmimg, `warmimg ps` lists it and \
-                 `warmimg stop` ends it"
+                "stop that process (`warmimg ps` lists instances, `warmimg stop` ends them), or \
+                 bring this one up elsewhere with --publish NEW:OLD"
                     .into()
+            }
+            Self::Restore(RestoreError::NoListener { listeners, .. }) => {
+                let listeners: Vec<_> = listeners.iter().map(ToString::to_string).collect();
+                format!("the image listens on: {}", listeners.join(", "))
             }
             Self::Restore(RestoreError::Criu(error)) => criu_hint(error)?,
             Self::NothingNamed => "`warmimg ps` lists the instances".into(),

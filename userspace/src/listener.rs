@@ -191,6 +191,66 @@ impl FromStr for Wanted {
     }
 }
 
+impl Wanted {
+    /// Whether this listener is meant.
+    pub fn is(&self, listener: &Listener) -> bool {
+        match (self, listener) {
+            (Self::Port(port), Listener::Tcp { address }) => address.port() == *port,
+            (Self::Exactly(wanted), listener) => wanted == listener,
+            (Self::Port(_), Listener::Unix { .. }) => false,
+        }
+    }
+}
+
+/// A listener of a server, and where it is to be instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publish {
+    /// A port stands for the address that the listener has.
+    pub new: Wanted,
+    pub old: Wanted,
+}
+
+/// Parses `NEW:OLD`, each as [`Wanted`].
+impl FromStr for Publish {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Addresses have colons of their own: the first place where both sides make sense.
+        let parts = text.match_indices(':').find_map(|(place, _)| {
+            let (new, old) = (text[..place].parse().ok()?, text[place + 1..].parse().ok()?);
+            Some(Self { new, old })
+        });
+        let publish = parts.ok_or("not NEW:OLD, each a port, an address with a port, or a path")?;
+        let is_unix = |wanted: &Wanted| matches!(wanted, Wanted::Exactly(Listener::Unix { .. }));
+        if is_unix(&publish.new) != is_unix(&publish.old) {
+            return Err("a Unix socket cannot become one of TCP, nor the other way round".into());
+        }
+        Ok(publish)
+    }
+}
+
+impl Publish {
+    /// Where a listener moves to, if it is the one that is meant.
+    pub fn moves(&self, listener: &Listener) -> Option<Listener> {
+        if !self.old.is(listener) {
+            return None;
+        }
+        Some(match (&self.new, listener) {
+            (Wanted::Port(port), Listener::Tcp { address }) => Listener::Tcp {
+                address: SocketAddr::new(address.ip(), *port),
+            },
+            (Wanted::Exactly(new), _) => new.clone(),
+            (Wanted::Port(_), Listener::Unix { .. }) => return None,
+        })
+    }
+}
+
+impl fmt::Display for Publish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.old, self.new)
+    }
+}
+
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -239,6 +299,38 @@ mod tests {
         );
         for bad in ["0", "70000", "localhost", "", "1.2.3.4"] {
             assert!(wanted(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_listener_moves_to_a_port_an_address_or_a_path() {
+        let moves = |text: &str, listener: &Listener| {
+            text.parse::<Publish>()
+                .map(|publish| publish.moves(listener))
+        };
+        let old = tcp("127.0.0.1:8080");
+        for (text, new) in [
+            ("8081:8080", "127.0.0.1:8081"),
+            ("0.0.0.0:8081:8080", "0.0.0.0:8081"),
+            ("8081:127.0.0.1:8080", "127.0.0.1:8081"),
+            ("[::1]:80:127.0.0.1:8080", "[::1]:80"),
+        ] {
+            assert_eq!(moves(text, &old), Ok(Some(tcp(new))), "{text}");
+        }
+        assert_eq!(moves("8081:80", &old), Ok(None));
+        let unix = |path: &str| Listener::Unix { path: path.into() };
+        assert_eq!(
+            moves("/b.sock:/a.sock", &unix("/a.sock")),
+            Ok(Some(unix("/b.sock")))
+        );
+        for bad in [
+            "8081",
+            "8081:",
+            "70000:80",
+            "8081:/a.sock",
+            "localhost:8080",
+        ] {
+            assert!(bad.parse::<Publish>().is_err(), "{bad}");
         }
     }
 

@@ -10,10 +10,10 @@ use std::{
 use crate::{
     capture::keep_log,
     criu::{self, CriuError, Program, RestoreRequest, kerndat::Kerndat},
-    edit,
+    edit::{self, EditError},
     host::Clocks,
     instance::{Folder, InstanceError, Record},
-    listener::{self, Listener},
+    listener::{self, Listener, Publish},
     output::Output,
     spawn::{ClockOffsets, Descriptors, Plan, STDERR, STDOUT, Sandbox, SpawnError},
     store::{Image, Manifest, Store, now_ms},
@@ -43,6 +43,13 @@ pub enum RestoreError {
     Kerndat(#[source] io::Error),
     #[error("{listener} is taken by {holder}")]
     PortTaken { listener: Listener, holder: String },
+    #[error("the image has no listener to publish {publish}")]
+    NoListener {
+        publish: Publish,
+        listeners: Vec<Listener>,
+    },
+    #[error(transparent)]
+    Edit(#[from] EditError),
     #[error("interrupted")]
     Interrupted,
 }
@@ -81,6 +88,17 @@ impl Restored {
     }
 }
 
+/// How to restore.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The server is to live on by itself, and writes to a log.
+    pub detached: bool,
+    /// Listeners that are to be elsewhere than in the image.
+    pub publish: Vec<Publish>,
+    /// Share the TCP ports with other copies.
+    pub reuse_port: bool,
+}
+
 /// Restores an image. It is ready for connections when this returns.
 ///
 /// # Errors
@@ -89,12 +107,23 @@ pub async fn restore(
     store: &Store,
     criu: &Program,
     image: &Image,
-    detached: bool,
+    options: &Options,
 ) -> Result<Restored, RestoreError> {
     let begun = Instant::now();
     let manifest = &image.manifest;
-    refuse_taken(manifest)?;
+    let detached = options.detached;
+    let moves = moves(&manifest.listeners, &options.publish)?;
+    let listeners: Vec<Listener> = moves.iter().map(|(_, new)| new.clone()).collect();
+    refuse_taken(&listeners, manifest, options.reuse_port)?;
     let folder = Folder::create(&store.instances(), image.label())?;
+    // The stored image is read in place, unless something differs from it.
+    let images = if moves.iter().any(|(old, new)| old != new) || options.reuse_port {
+        let view = folder.images()?;
+        edit::move_listeners(&image.criu_folder(), &view, &moves, options.reuse_port)?;
+        view
+    } else {
+        image.criu_folder()
+    };
     let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(RestoreError::Kerndat)?;
     let plan = Plan {
         command: None,
@@ -105,7 +134,7 @@ pub async fn restore(
     let open = |path: std::path::PathBuf| {
         fs::File::open(&path).map_err(|source| RestoreError::Image { path, source })
     };
-    let (images, work) = (open(image.criu_folder())?, open(folder.work())?);
+    let (images, work) = (open(images)?, open(folder.work())?);
     let (output, [stdout, stderr]) = outputs(&folder, detached)?;
     let descriptors = Descriptors {
         images: images.as_fd(),
@@ -125,7 +154,6 @@ pub async fn restore(
             (manifest.stderr.clone(), STDERR),
         ],
         foreign_session: manifest.criu.foreign_session,
-        tcp_close: manifest.criu.tcp_close,
         limit: LIMIT,
     };
     let before_criu = Instant::now();
@@ -149,7 +177,7 @@ pub async fn restore(
         started_ms: now_ms(),
         init: sandbox.init(),
         detached,
-        listeners: manifest.listeners.clone(),
+        listeners,
     };
     folder.publish(&record)?;
     Ok(Restored {
@@ -170,21 +198,41 @@ fn continue_clocks(captured: Clocks, now: Clocks) -> ClockOffsets {
     }
 }
 
+/// Where each listener was, and where it is to be.
+fn moves(
+    listeners: &[Listener],
+    publish: &[Publish],
+) -> Result<Vec<(Listener, Listener)>, RestoreError> {
+    let meant = |publish: &&Publish| listeners.iter().any(|old| publish.moves(old).is_some());
+    if let Some(publish) = publish.iter().find(|publish| !meant(publish)) {
+        return Err(RestoreError::NoListener {
+            publish: publish.clone(),
+            listeners: listeners.to_vec(),
+        });
+    }
+    let new = |old: &Listener| publish.iter().find_map(|publish| publish.moves(old));
+    let moved = listeners
+        .iter()
+        .map(|old| (old.clone(), new(old).unwrap_or_else(|| old.clone())));
+    Ok(moved.collect())
+}
+
 /// Refuses an image whose addresses are taken, and says by whom. CRIU would not always: it
 /// removes a socket's path before it binds to it, and it binds with SO_REUSEPORT, by which a
 /// second copy can come to listen on a port that another one restored by it has.
-fn refuse_taken(manifest: &Manifest) -> Result<(), RestoreError> {
+fn refuse_taken(
+    listeners: &[Listener],
+    manifest: &Manifest,
+    reuse_port: bool,
+) -> Result<(), RestoreError> {
     let is_taken = |listener: &Listener| match listener {
         Listener::Tcp { address } => {
-            !manifest.shared_ports.contains(&address.port()) && listener::is_taken(*address)
+            let is_shared = reuse_port || manifest.shared_ports.contains(&address.port());
+            !is_shared && listener::is_taken(*address)
         }
         Listener::Unix { .. } => tree::holder(listener).is_some(),
     };
-    match manifest
-        .listeners
-        .iter()
-        .find(|listener| is_taken(listener))
-    {
+    match listeners.iter().find(|listener| is_taken(listener)) {
         None => Ok(()),
         Some(listener) => Err(RestoreError::PortTaken {
             listener: listener.clone(),

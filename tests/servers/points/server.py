@@ -6,6 +6,7 @@ Usage: server.py KIND PORT...
   vfork PORT            as above, with a program started in between (by posix_spawn)
   counting PORT         answers each request with its number; /500 with that status, /slow late
   keeping PORT          never closes a connection
+  shutting PORT         ends each connection, and never closes its descriptor
   two FIRST SECOND      listens on the first at once, and on the second later
   client PORT PEER      connects to PEER before it listens; answers whether it still is connected,
                         and connects anew if not
@@ -35,6 +36,8 @@ def serve(listener, respond, keep=None):
         connection, _ = listener.accept()
         path = connection.recv(65536).decode().split(" ")[1]
         respond(connection, path)
+        if kind == "shutting":
+            connection.shutdown(socket.SHUT_RDWR)
         if keep is None:
             connection.close()
         else:
@@ -104,7 +107,7 @@ if kind in ("prefork", "vfork"):
     prefork()
 elif kind == "counting":
     counting()
-elif kind == "keeping":
+elif kind in ("keeping", "shutting"):
     serve(listen(ports[0]), greet, keep=[])
 elif kind == "two":
     two()

@@ -287,7 +287,6 @@ pub async fn capture(
             version,
             user,
             foreign_session: tree.foreign_session,
-            tcp_close: options.tcp_close,
         },
         dependencies: store::dependencies(edit::files(&staging.criu())?),
         files: vec![],

@@ -76,8 +76,12 @@ async fn self_test(criu: Option<&Path>, store: &Store) -> Result<Duration, Error
         .image;
     // The first fills the cache of CRIU's kernel data, the second is the one that is timed.
     let mut time = Duration::ZERO;
+    let detached = restore::Options {
+        detached: true,
+        ..restore::Options::default()
+    };
     for _ in 0..2 {
-        let restored = restore::restore(&store, &criu, &image, true).await?;
+        let restored = restore::restore(&store, &criu, &image, &detached).await?;
         for listener in &restored.record.listeners {
             if let Listener::Tcp { address } = listener {
                 ask(*address).map_err(Error::Output)?;

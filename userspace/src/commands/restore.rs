@@ -6,9 +6,11 @@ use super::{
 };
 use crate::{
     cli,
+    criu::Program,
     error::Error,
     report::Report,
-    restore::{self, RestoreError},
+    restore::{self, RestoreError, Restored},
+    store::{Image, Store},
 };
 
 pub async fn run(
@@ -18,11 +20,18 @@ pub async fn run(
 ) -> Result<u8, Error> {
     let (store, criu) = prepare(global)?;
     let image = store.find(arguments.image.as_deref())?;
-    let mut signals = Signals::catch()?;
-    let mut restored = tokio::select! {
-        restored = restore::restore(&store, &criu, &image, arguments.detach) => restored?,
-        () = signals.overdue() => return Err(RestoreError::Interrupted.into()),
+    let options = restore::Options {
+        detached: arguments.detach,
+        publish: arguments.publish.clone(),
+        reuse_port: arguments.reuse_port,
     };
+    let mut signals = Signals::catch()?;
+    for _ in 1..arguments.count {
+        let copy = bring_back(&store, &criu, &image, &options, &mut signals).await?;
+        report.restored(&copy)?;
+        copy.detach().await?;
+    }
+    let mut restored = bring_back(&store, &criu, &image, &options, &mut signals).await?;
     report.restored(&restored)?;
     if arguments.detach {
         restored.detach().await?;
@@ -35,4 +44,17 @@ pub async fn run(
     )
     .await?;
     Ok(code)
+}
+
+async fn bring_back(
+    store: &Store,
+    criu: &Program,
+    image: &Image,
+    options: &restore::Options,
+    signals: &mut Signals,
+) -> Result<Restored, Error> {
+    tokio::select! {
+        restored = restore::restore(store, criu, image, options) => Ok(restored?),
+        () = signals.overdue() => Err(RestoreError::Interrupted.into()),
+    }
 }

@@ -110,8 +110,6 @@ pub struct RestoreRequest {
     pub inherited: Vec<(String, i32)>,
     /// As at the dump.
     pub foreign_session: bool,
-    /// As at the dump.
-    pub tcp_close: bool,
     pub limit: Duration,
 }
 
@@ -161,7 +159,9 @@ pub async fn restore(
 ) -> Result<NsPid, CriuError> {
     let mut options = options(RESTORE_LOG, LogLevel::Warning);
     options.set_rst_sibling(true);
-    options.set_tcp_close(request.tcp_close);
+    // Connections are in the image only if they were to be closed, or had been, with only their
+    // descriptors left: CRIU would refuse those too.
+    options.set_tcp_close(true);
     options.set_shell_job(request.foreign_session);
     for (key, fd) in &request.inherited {
         let mut inherit = rpc::Inherit_fd::new();
@@ -195,7 +195,13 @@ pub fn plain_restore(
     for (fd, pipe) in [1, 2].into_iter().zip(pipes) {
         words.extend(["--inherit-fd".into(), format!("fd[{fd}]:{pipe}").into()]);
     }
-    let flags = ["--log-file", RESTORE_LOG, "--ext-unix-sk", "--file-locks"];
+    let flags = [
+        "--log-file",
+        RESTORE_LOG,
+        "--ext-unix-sk",
+        "--file-locks",
+        "--tcp-close",
+    ];
     words.extend(flags.map(OsString::from));
     if foreign_session {
         words.push("--shell-job".into());

@@ -4,6 +4,7 @@
 //! them.
 
 mod image;
+mod listeners;
 mod wire;
 
 use std::{
@@ -12,12 +13,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use self::image::EditError;
 use self::image::{Image, Kind};
+pub use self::{image::EditError, listeners::move_listeners};
 
 mod file_entry {
     pub const REG: u32 = 3;
     pub const ISK: u32 = 4;
+    pub const USK: u32 = 16;
 }
 
 mod reg_file_entry {
@@ -29,11 +31,20 @@ mod reg_file_entry {
 }
 
 mod inet_sk_entry {
+    pub const FAMILY: u32 = 3;
     pub const STATE: u32 = 6;
     pub const SRC_PORT: u32 = 7;
+    pub const SRC_ADDR: u32 = 11;
+    pub const DST_ADDR: u32 = 12;
     pub const OPTS: u32 = 14;
     /// `TCP_LISTEN` of include/net/tcp_states.h.
     pub const LISTEN: u64 = 10;
+}
+
+mod unix_sk_entry {
+    pub const STATE: u32 = 4;
+    pub const NAME: u32 = 11;
+    pub const NAME_DIR: u32 = 14;
 }
 
 mod sk_opts_entry {

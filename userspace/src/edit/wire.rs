@@ -100,6 +100,36 @@ impl Message {
         }
     }
 
+    /// The numbers in a repeated field, packed or not; `None` if it is malformed.
+    pub fn numbers(&self, field: u32) -> Option<Vec<u64>> {
+        let mut numbers = Vec::new();
+        for f in self.0.iter().filter(|f| f.number == field) {
+            match &f.value {
+                Value::Varint(n) => numbers.push(*n),
+                Value::Bytes(packed) => {
+                    let mut rest = packed.as_slice();
+                    while !rest.is_empty() {
+                        numbers.push(take_varint(&mut rest)?);
+                    }
+                }
+                _ => return None,
+            }
+        }
+        Some(numbers)
+    }
+
+    /// Sets a field to these values, in place of those it has.
+    pub fn set(&mut self, field: u32, values: impl IntoIterator<Item = Value>) {
+        let place = self.0.iter().position(|f| f.number == field);
+        self.remove(&[field]);
+        let place = place.unwrap_or(self.0.len()).min(self.0.len());
+        let fields = values.into_iter().map(|value| Field {
+            number: field,
+            value,
+        });
+        self.0.splice(place..place, fields);
+    }
+
     /// Takes fields out.
     pub fn remove(&mut self, fields: &[u32]) {
         self.0.retain(|f| !fields.contains(&f.number));
@@ -191,6 +221,30 @@ mod tests {
                 value: Value::Fixed32([1, 2, 3, 4])
             }
         );
+    }
+
+    #[test]
+    fn a_repeated_field_is_read_packed_or_not_and_set_in_its_place() {
+        let number = |number, n| Field {
+            number,
+            value: Value::Varint(n),
+        };
+        let mut message = Message(vec![
+            number(1, 7),
+            number(2, 300),
+            number(2, 5),
+            number(3, 9),
+        ]);
+        assert_eq!(message.numbers(2), Some(vec![300, 5]));
+        let packed = Field {
+            number: 2,
+            value: Value::Bytes(vec![0xac, 2, 5]),
+        };
+        assert_eq!(Message(vec![packed]).numbers(2), Some(vec![300, 5]));
+        message.set(2, [Value::Varint(1)]);
+        assert_eq!(message.0, [number(1, 7), number(2, 1), number(3, 9)]);
+        message.set(4, [Value::Varint(2)]);
+        assert_eq!(message.0[3], number(4, 2));
     }
 
     #[test]

@@ -92,9 +92,6 @@ pub struct CriuInfo {
     /// The leader of the root's session was gone, as that of a daemon is: CRIU restores the root
     /// into the session of init.
     pub foreign_session: bool,
-    /// Its TCP connections are restored as closed ones.
-    #[serde(default)]
-    pub tcp_close: bool,
 }
 
 /// A file that must be there, and be the same, at a restore.

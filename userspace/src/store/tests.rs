@@ -34,7 +34,6 @@ fn manifest(created_ms: u64) -> Manifest {
             version: criu::Version(4, 2, 1),
             user: criu::User::Root,
             foreign_session: false,
-            tcp_close: false,
         },
         dependencies: vec![],
         files: vec![],
