@@ -220,6 +220,21 @@ fn the_listener_that_counts_can_be_named() {
 }
 
 #[test]
+fn a_client_that_comes_too_early_is_no_hindrance() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let server = server("early", &[port]);
+    expect(
+        0,
+        &mut server.capture(&workspace, &["--at", "accept", "--name", "early"]),
+    );
+    workspace.run(["restore", "-d", "early"]);
+    assert!(ask::get(port, "/").unwrap().starts_with("200 hello"));
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
 fn connections_to_others_are_refused_or_restored_as_closed() {
     let workspace = Workspace::new();
     let peer = TcpListener::bind(("127.0.0.1", 0)).unwrap();

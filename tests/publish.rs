@@ -93,6 +93,26 @@ fn wrong_places_are_refused() {
             && error.contains(&format!("the image listens on: tcp:127.0.0.1:{port}")),
         "{error}"
     );
+    let path = workspace.write("data.db", "mine");
+    let unix = servers::uvicorn_on_a_unix_socket(&workspace);
+    expect(0, &mut unix.capture(&workspace, &["--name", "unix"]));
+    let publish = format!("{path}:{}", workspace.path().join("server.sock").display());
+    let error = workspace.fail(2, ["restore", "-d", "unix", "-p", &publish]);
+    assert!(
+        error.contains("data.db is there already, and is no socket"),
+        "{error}"
+    );
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+    let cold = servers::plain("accept", free_port());
+    let holder = cold.start_cold(&workspace);
+    cold.client.ask_until_answered();
+    let taken = format!("{}:{port}", port_of(&cold));
+    let error = workspace.fail(
+        109,
+        ["restore", "-d", "--reuse-port", "-p", &taken, "server"],
+    );
+    assert!(error.contains("is taken by python3 (pid "), "{error}");
+    drop(holder);
     for bad in ["70000:80", "80", "/a.sock:80", "80:/a.sock", "localhost:80"] {
         workspace.fail(2, ["restore", "-d", "server", "-p", bad]);
     }

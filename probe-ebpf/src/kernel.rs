@@ -182,8 +182,10 @@ fn has_wanted_path(sock: u64, wanted_len: u32) -> bool {
         return false;
     };
     let len = read::<u32>(address, offsets.unix_address_len).unwrap_or(0);
-    // That of a path counts its final NUL, that of an abstract name has none.
-    let is_same_length = len == wanted_len + FAMILY_LEN || len == wanted_len + FAMILY_LEN + 1;
+    // That of a path counts its final NUL; an abstract name, which begins with one, ends without.
+    let is_path = wanted_byte(0) != 0;
+    let is_same_length =
+        len == wanted_len + FAMILY_LEN || (is_path && len == wanted_len + FAMILY_LEN + 1);
     if address == 0 || !is_same_length {
         return false;
     }

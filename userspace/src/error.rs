@@ -145,7 +145,9 @@ impl Error {
             },
             Self::Restore(error) => match error {
                 RestoreError::PortTaken { .. } => ExitCode::PortTaken,
-                RestoreError::NoListener { .. } => ExitCode::Usage,
+                RestoreError::NoListener { .. }
+                | RestoreError::Clash { .. }
+                | RestoreError::NoSocket { .. } => ExitCode::Usage,
                 RestoreError::Interrupted => ExitCode::Interrupted,
                 RestoreError::Criu(error) => criu_code(error),
                 RestoreError::Image { .. } => ExitCode::StoreUnusable,
@@ -178,6 +180,9 @@ impl Error {
                 "stop that process (`warmimg ps` lists instances, `warmimg stop` ends them), or \
                  bring this one up elsewhere with --publish NEW:OLD"
                     .into()
+            }
+            Self::Restore(RestoreError::Clash { .. } | RestoreError::NoSocket { .. }) => {
+                "choose another place with --publish NEW:OLD".into()
             }
             Self::Restore(RestoreError::NoListener { listeners, .. }) => {
                 let listeners: Vec<_> = listeners.iter().map(ToString::to_string).collect();
@@ -349,12 +354,12 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
             (_, []) => {
                 "give it longer with --timeout, or choose an earlier point with --at listen".into()
             }
-            (Some(_), listens) => {
+            (Some(wanted), listens) if !listens.iter().any(|listener| wanted.is(listener)) => {
                 let listens: Vec<_> = listens.iter().map(ToString::to_string).collect();
                 let listens = listens.join(", ");
                 format!("name another with --listener: it listens on {listens}")
             }
-            (None, _) => "it listens; give it longer with --timeout, or choose another point with \
+            _ => "it listens; give it longer with --timeout, or choose another point with \
                           --at: not every server forks, or waits for connections in a way that is \
                           seen"
                 .into(),
@@ -365,7 +370,12 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
         CaptureError::Warmup(_) => {
             "check what is asked with --warmup; give it longer with --timeout".into()
         }
-        CaptureError::Busy { .. } | CaptureError::Connected { .. } => {
+        CaptureError::Busy { .. } => {
+            "a server that keeps connections open for the next request may have to be told to \
+             close them sooner; name another path with --warmup"
+                .into()
+        }
+        CaptureError::Connected { .. } => {
             "if the server connects again by itself when it finds them closed, as pools do, \
              --tcp-close restores them so"
                 .into()

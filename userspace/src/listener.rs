@@ -55,8 +55,9 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Whether something else listens where this would: the kernel is asked by binding to it.
-pub fn is_taken(address: SocketAddr) -> bool {
+/// Whether something else listens where this would, or, if ports are shared, would not share it:
+/// the kernel is asked by binding to it.
+pub fn is_taken(address: SocketAddr, shared: bool) -> bool {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
     let family = if address.is_ipv4() {
         AddressFamily::INET
@@ -67,6 +68,7 @@ pub fn is_taken(address: SocketAddr) -> bool {
         socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).and_then(|socket| {
             // As servers do: connections that linger in TIME_WAIT are no hindrance.
             sockopt::set_socket_reuseaddr(&socket, true)?;
+            sockopt::set_socket_reuseport(&socket, shared)?;
             bind(&socket, &address)
         });
     bound == Err(rustix::io::Errno::ADDRINUSE)
@@ -95,8 +97,9 @@ pub fn all() -> Vec<(u64, Listener)> {
     found
 }
 
-/// Every connected socket of the network namespace: its inode, its own end, and the other.
-pub fn connected() -> Vec<(u64, String, Option<String>)> {
+/// Every connected socket of the network namespace, by TCP or with a path: its inode, its own end,
+/// and the other, which only TCP names.
+pub fn connected() -> Vec<(u64, Listener, Option<SocketAddr>)> {
     use procfs::net::TcpState;
     let tcp = procfs::net::tcp().unwrap_or_default();
     let tcp6 = procfs::net::tcp6().unwrap_or_default();
@@ -106,14 +109,20 @@ pub fn connected() -> Vec<(u64, String, Option<String>)> {
         .chain(tcp6)
         .filter(|entry| is_connected(&entry.state))
         .map(|entry| {
-            let ends = [entry.local_address, entry.remote_address];
-            let [local, peer] = ends.map(|address| format!("tcp:{address}"));
-            (entry.inode, local, Some(peer))
+            let address = entry.local_address;
+            (
+                entry.inode,
+                Listener::Tcp { address },
+                Some(entry.remote_address),
+            )
         })
         .collect();
     let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let unix = unix_sockets(&text).filter(|socket| !socket.listens && socket.connected);
-    found.extend(unix.map(|socket| (socket.inode, format!("unix:{}", socket.path), None)));
+    found.extend(unix.map(|socket| {
+        let path = socket.path.into();
+        (socket.inode, Listener::Unix { path }, None)
+    }));
     found
 }
 
@@ -183,8 +192,8 @@ impl FromStr for Wanted {
         if let Ok(address) = bare.parse() {
             return Ok(Self::Exactly(Listener::Tcp { address }));
         }
-        let path = text.strip_prefix("unix:").unwrap_or(text);
-        if path.contains('/') || path.starts_with('@') {
+        let path = text.strip_prefix("unix:");
+        if let Some(path) = path.or((text.contains('/') || text.starts_with('@')).then_some(text)) {
             return Ok(Self::Exactly(Listener::Unix { path: path.into() }));
         }
         Err("not a port, an address with a port, or a path".to_owned())
@@ -282,9 +291,9 @@ mod tests {
     fn an_address_is_taken_as_long_as_something_listens() {
         let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = socket.local_addr().unwrap();
-        assert!(is_taken(address));
+        assert!(is_taken(address, false) && is_taken(address, true));
         drop(socket);
-        assert!(!is_taken(address));
+        assert!(!is_taken(address, false) && !is_taken(address, true));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::FileTypeExt as _,
+    },
     time::{Duration, Instant},
 };
 
@@ -48,6 +51,14 @@ pub enum RestoreError {
         publish: Publish,
         listeners: Vec<Listener>,
     },
+    #[error("{listener} cannot be the place of both {first} and {second}")]
+    Clash {
+        listener: Listener,
+        first: Listener,
+        second: Listener,
+    },
+    #[error("{} is there already, and is no socket", .path.display())]
+    NoSocket { path: std::path::PathBuf },
     #[error(transparent)]
     Edit(#[from] EditError),
     #[error("interrupted")]
@@ -114,7 +125,7 @@ pub async fn restore(
     let detached = options.detached;
     let moves = moves(&manifest.listeners, &options.publish)?;
     let listeners: Vec<Listener> = moves.iter().map(|(_, new)| new.clone()).collect();
-    refuse_taken(&listeners, manifest, options.reuse_port)?;
+    refuse_taken(&moves, manifest, options.reuse_port)?;
     let folder = Folder::create(&store.instances(), image.label())?;
     // The stored image is read in place, unless something differs from it.
     let images = if moves.iter().any(|(old, new)| old != new) || options.reuse_port {
@@ -221,18 +232,42 @@ fn moves(
 /// removes a socket's path before it binds to it, and it binds with SO_REUSEPORT, by which a
 /// second copy can come to listen on a port that another one restored by it has.
 fn refuse_taken(
-    listeners: &[Listener],
+    moves: &[(Listener, Listener)],
     manifest: &Manifest,
     reuse_port: bool,
 ) -> Result<(), RestoreError> {
-    let is_taken = |listener: &Listener| match listener {
-        Listener::Tcp { address } => {
-            let is_shared = reuse_port || manifest.shared_ports.contains(&address.port());
-            !is_shared && listener::is_taken(*address)
-        }
-        Listener::Unix { .. } => tree::holder(listener).is_some(),
+    let is_shared = |old: &Listener| match old {
+        Listener::Tcp { address } => reuse_port || manifest.shared_ports.contains(&address.port()),
+        Listener::Unix { .. } => false,
     };
-    match listeners.iter().find(|listener| is_taken(listener)) {
+    let is_taken = |old: &Listener, new: &Listener| match new {
+        Listener::Tcp { address } => listener::is_taken(*address, is_shared(old)),
+        Listener::Unix { .. } => tree::holder(new).is_some(),
+    };
+    for (number, (old, new)) in moves.iter().enumerate() {
+        let before = &moves[..number];
+        let clash = |(other_old, other_new): &&(Listener, Listener)| {
+            other_new.clashes_with(new) && !other_old.clashes_with(old)
+        };
+        if let Some((other, _)) = before.iter().find(clash) {
+            return Err(RestoreError::Clash {
+                listener: new.clone(),
+                first: other.clone(),
+                second: old.clone(),
+            });
+        }
+        // CRIU removes what is at the path of a socket before it binds to it.
+        if let Listener::Unix { path } = new
+            && old != new
+            && path
+                .symlink_metadata()
+                .is_ok_and(|found| !found.file_type().is_socket())
+        {
+            return Err(RestoreError::NoSocket { path: path.clone() });
+        }
+    }
+    let taken = moves.iter().find(|(old, new)| is_taken(old, new));
+    match taken.map(|(_, new)| new) {
         None => Ok(()),
         Some(listener) => Err(RestoreError::PortTaken {
             listener: listener.clone(),

@@ -3,7 +3,7 @@
 //! A process may be gone at any moment; then it is simply not
 //! in the answer.
 
-use std::{collections::HashMap, fmt, fs, path::PathBuf};
+use std::{collections::HashMap, fmt, fs, net::SocketAddr, path::PathBuf};
 
 use procfs::process::{FDTarget, Process};
 use serde::{Deserialize, Serialize};
@@ -151,16 +151,25 @@ pub struct Connection {
     pub pid: HostPid,
     /// Of the process, as of `/proc/PID/comm`.
     pub process: String,
-    pub local: String,
+    pub local: Listener,
     /// None for Unix sockets, whose other end has no name.
-    pub peer: Option<String>,
+    pub peer: Option<SocketAddr>,
+}
+
+impl Connection {
+    /// Whether it was accepted on one of these.
+    pub fn is_inbound(&self, listeners: &[Listener]) -> bool {
+        listeners
+            .iter()
+            .any(|listener| listener.clashes_with(&self.local))
+    }
 }
 
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (pid {}): {}", self.process, self.pid, self.local)?;
         match &self.peer {
-            Some(peer) => write!(f, " to {peer}"),
+            Some(peer) => write!(f, " to tcp:{peer}"),
             None => Ok(()),
         }
     }
@@ -195,7 +204,7 @@ pub fn listeners(pids: &[HostPid]) -> Vec<Listener> {
     found
 }
 
-/// The connections that processes have: by TCP, and those that were accepted on a Unix socket.
+/// The connections that processes have: by TCP, and by Unix sockets with a path.
 pub fn connections(pids: &[HostPid]) -> Vec<Connection> {
     let inodes = sockets(pids);
     let name = |pid: HostPid| {

@@ -5,6 +5,7 @@ Usage: server.py KIND PORT...
   prefork PORT          listens, then forks two workers that accept
   vfork PORT            as above, with a program started in between (by posix_spawn)
   counting PORT         answers each request with its number; /500 with that status, /slow late
+  early PORT            has a client of its own that connects before it accepts
   keeping PORT          never closes a connection
   shutting PORT         ends each connection, and never closes its descriptor
   two FIRST SECOND      listens on the first at once, and on the second later
@@ -34,7 +35,14 @@ def answer(connection, body, status="200 OK"):
 def serve(listener, respond, keep=None):
     while True:
         connection, _ = listener.accept()
-        path = connection.recv(65536).decode().split(" ")[1]
+        try:
+            request = connection.recv(65536).decode()
+        except OSError:
+            request = ""
+        if not request:
+            connection.close()
+            continue
+        path = request.split(" ")[1]
         respond(connection, path)
         if kind == "shutting":
             connection.shutdown(socket.SHUT_RDWR)
@@ -109,6 +117,15 @@ elif kind == "counting":
     counting()
 elif kind in ("keeping", "shutting"):
     serve(listen(ports[0]), greet, keep=[])
+elif kind == "early":
+    early = listen(ports[0])
+    if os.fork() == 0:
+        early.close()
+        with socket.create_connection(("127.0.0.1", ports[0])) as other:
+            os.setsid()
+            os._exit(0)
+    os.wait()
+    serve(early, greet)
 elif kind == "two":
     two()
 elif kind == "client":

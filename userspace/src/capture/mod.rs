@@ -16,7 +16,7 @@ use crate::{
     carry,
     criu::{self, CriuError, Program, ProgramError, UserError, kerndat::Kerndat},
     edit::{self, EditError},
-    freeze::{self, FreezeError},
+    freeze::{self, FreezeError, FrozenTree},
     host::{self, Host},
     listener::{Listener, Wanted},
     output::Output,
@@ -188,35 +188,27 @@ pub async fn capture(
             .run(&mut sandbox, &mut watch, &mut output, &mut progress)
             .await?;
         let dropped_events = watch.dropped()?;
-        // Detached before CRIU works in the tree: what it does there is not the server's doing.
-        drop(watch);
         if options.point == CapturePoint::Warm {
-            warm::warm_up(
-                &mut sandbox,
-                &mut output,
-                &mut start_up,
-                options,
-                &mut progress,
-            )
-            .await?;
+            // The events to come would be those of the requests.
+            drop(watch);
+            let steps = (&mut sandbox, &mut output, &mut start_up);
+            let asked = warm::warm_up(steps, options, &mut progress).await?;
+            progress(Progress::Freezing);
+            let (tree, time) = warm::freeze_idle(&mut sandbox, &asked).await?;
+            return Ok((tree, time, dropped_events));
         }
         progress(Progress::Freezing);
         let begun = Instant::now();
-        let tree = match options.point {
-            CapturePoint::Warm => warm::freeze_idle(&mut sandbox, options).await?,
-            _ => freeze::freeze(&mut sandbox).await?,
-        };
+        let tree = freeze::freeze(&mut sandbox).await?;
+        // Detached before CRIU works in the tree: what it does there is not the server's doing.
+        drop(watch);
         Ok::<_, CaptureError>((tree, begun.elapsed(), dropped_events))
     };
     let (tree, freeze_time, dropped_events) = tokio::select! {
         reached = reached => reached?,
         () = interrupted => return Err(CaptureError::Interrupted),
     };
-    if !tree.connections.is_empty() && !options.tcp_close {
-        return Err(CaptureError::Connected {
-            connections: tree.connections,
-        });
-    }
+    let tcp_close = close_connections(&tree, options)?;
 
     progress(Progress::Dumping {
         processes: tree.members.len(),
@@ -227,7 +219,7 @@ pub async fn capture(
     let request = criu::DumpRequest {
         root: tree.root,
         foreign_session: tree.foreign_session,
-        tcp_close: options.tcp_close,
+        tcp_close,
         after: match options.leave_running {
             true => criu::AfterDump::LeaveStopped,
             false => criu::AfterDump::Kill,
@@ -293,6 +285,25 @@ pub async fn capture(
     };
     let image = store.commit(staging, manifest, &options.name)?;
     Ok(Captured { image, running })
+}
+
+/// Whether TCP connections are to be restored as closed: those of clients that came too early
+/// always are.
+fn close_connections(tree: &FrozenTree, options: &Options) -> Result<bool, CaptureError> {
+    let tcp = || {
+        let is_tcp = |c: &&Connection| matches!(c.local, Listener::Tcp { .. });
+        tree.connections.iter().filter(is_tcp)
+    };
+    let outbound: Vec<Connection> = tcp()
+        .filter(|connection| !connection.is_inbound(&tree.listeners))
+        .cloned()
+        .collect();
+    if outbound.is_empty() || options.tcp_close {
+        return Ok(tcp().next().is_some());
+    }
+    Err(CaptureError::Connected {
+        connections: outbound,
+    })
 }
 
 fn memory_bytes(work: &Path) -> u64 {

@@ -61,11 +61,12 @@ impl<'a> StartUp<'a> {
         tokio::pin!(deadline);
         loop {
             tokio::select! {
-                biased;
                 event = watch.next() => {
                     if self.take(event?, progress) {
                         return Ok(());
                     }
+                    // A server that never rests must not keep the others from their turn.
+                    tokio::task::yield_now().await;
                 }
                 status = sandbox.exit() => {
                     output.drained().await;

@@ -1,15 +1,16 @@
 //! The capture point `warm`: the server is asked until it has done what it does only once, and frozen
 //! when nobody is connected to it any more.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{CaptureError, Options, Progress, start_up::StartUp};
 use crate::{
     freeze::{self, FrozenTree},
+    listener::Listener,
     output::Output,
     spawn::Sandbox,
     target::Target,
-    tree,
+    tree::{self, Connection},
 };
 
 /// How long a server may take to close the connections of the requests.
@@ -18,19 +19,16 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// How often its connections are looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Sends the requests.
+/// Sends the requests; returns the listener that took them.
 pub async fn warm_up(
-    sandbox: &mut Sandbox,
-    output: &mut Output,
-    start_up: &mut StartUp<'_>,
+    (sandbox, output, start_up): (&mut Sandbox, &mut Output, &mut StartUp<'_>),
     options: &Options,
     progress: &mut impl FnMut(Progress),
-) -> Result<(), CaptureError> {
+) -> Result<Listener, CaptureError> {
     let listener = start_up.ready_on.as_ref();
     let listener = listener.or(start_up.listens.first()).cloned();
-    let folder = &options.command.working_directory;
-    let server = listener.map(|listener| Target::of_listener(&listener, folder));
-    let server = server.ok_or(CaptureError::NoListener)?;
+    let listener = listener.ok_or(CaptureError::NoListener)?;
+    let server = Target::of_listener(&listener, &options.command.working_directory);
     for (number, warmup) in options.warmups.iter().enumerate() {
         progress(Progress::WarmingUp {
             warmup: number + 1,
@@ -50,25 +48,33 @@ pub async fn warm_up(
         }
     }
     start_up.add("warm-up done");
-    Ok(())
+    Ok(listener)
 }
 
-/// Freezes the tree when nobody is connected to it. Who connects meanwhile lets it go on, and is
-/// waited for.
+/// Freezes the tree when nobody is connected to the listener; returns how long the freeze took.
+/// Who connects meanwhile lets the tree go on, and is waited for.
 pub async fn freeze_idle(
     sandbox: &mut Sandbox,
-    options: &Options,
-) -> Result<FrozenTree, CaptureError> {
-    let deadline = tokio::time::Instant::now() + IDLE_LIMIT;
+    asked: &Listener,
+) -> Result<(FrozenTree, Duration), CaptureError> {
+    let deadline = Instant::now() + IDLE_LIMIT;
+    let inbound = |connections: Vec<Connection>| -> Vec<Connection> {
+        let asked = std::slice::from_ref(asked);
+        let is_inbound = |connection: &Connection| connection.is_inbound(asked);
+        connections.into_iter().filter(is_inbound).collect()
+    };
     loop {
-        let connections = tree::connections(&tree::descendants(sandbox.init()));
-        if connections.is_empty() || options.tcp_close {
+        let mut connections = inbound(tree::connections(&tree::descendants(sandbox.init())));
+        if connections.is_empty() {
+            let begun = Instant::now();
             let tree = freeze::freeze(sandbox).await?;
-            if tree.connections.is_empty() || options.tcp_close {
-                return Ok(tree);
+            connections = inbound(tree.connections.clone());
+            if connections.is_empty() {
+                return Ok((tree, begun.elapsed()));
             }
             sandbox.signal_all(libc::SIGCONT).await?;
-        } else if tokio::time::Instant::now() > deadline {
+        }
+        if Instant::now() > deadline {
             return Err(CaptureError::Busy {
                 connections,
                 limit: IDLE_LIMIT,

@@ -26,17 +26,20 @@ pub async fn run(
         reuse_port: arguments.reuse_port,
     };
     let mut signals = Signals::catch()?;
+    // Held until all are there: if one fails, the others end with it.
+    let mut copies = Vec::new();
     for _ in 1..arguments.count {
-        let copy = bring_back(&store, &criu, &image, &options, &mut signals).await?;
-        report.restored(&copy)?;
-        copy.detach().await?;
+        copies.push(bring_back(&store, &criu, &image, &options, &mut signals).await?);
     }
     let mut restored = bring_back(&store, &criu, &image, &options, &mut signals).await?;
-    report.restored(&restored)?;
     if arguments.detach {
-        restored.detach().await?;
+        for copy in copies.into_iter().chain([restored]) {
+            report.restored(&copy)?;
+            copy.detach().await?;
+        }
         return Ok(0);
     }
+    report.restored(&restored)?;
     let code = supervise(
         &mut restored.sandbox,
         restored.output.as_mut(),

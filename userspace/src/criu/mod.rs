@@ -226,7 +226,7 @@ fn options(log: &str, level: LogLevel) -> rpc::Criu_opts {
     options.set_unprivileged(true);
     options.set_file_locks(true);
     options.set_ext_unix_sk(true);
-    // There is no connection to protect: a tree with one is refused.
+    // There is no connection to protect: none is to go on.
     options.set_network_lock(rpc::Criu_network_lock_method::SKIP);
     options.set_manage_cgroups_mode(rpc::Criu_cg_mode::IGNORE);
     options

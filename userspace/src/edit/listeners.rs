@@ -66,10 +66,17 @@ pub fn move_listeners(
                 return;
             }
             let name = socket.bytes(unix_sk_entry::NAME).unwrap_or_default();
-            let path = name.strip_suffix(b"\0").unwrap_or(name);
-            let path = Path::new(std::ffi::OsStr::from_bytes(path)).into();
+            let path = match name.strip_prefix(b"\0") {
+                Some(name) => [b"@", name].concat(),
+                None => name.strip_suffix(b"\0").unwrap_or(name).to_vec(),
+            };
+            let path = Path::new(std::ffi::OsStr::from_bytes(&path)).into();
             if let Some(Listener::Unix { path }) = moved(moves, &Listener::Unix { path }) {
-                let name = [path.as_os_str().as_bytes(), b"\0"].concat();
+                let path = path.as_os_str().as_bytes();
+                let name = match path.strip_prefix(b"@") {
+                    Some(name) => [b"\0", name].concat(),
+                    None => [path, b"\0"].concat(),
+                };
                 socket.set(unix_sk_entry::NAME, [Value::Bytes(name)]);
                 socket.remove(&[unix_sk_entry::NAME_DIR]);
             }
@@ -119,6 +126,10 @@ fn move_tcp(socket: &mut Message, new: &Listener) {
         inet_sk_entry::DST_ADDR,
         words.iter().map(|_| Value::Varint(0)),
     );
+    if family == libc::AF_INET {
+        socket.remove(&[inet_sk_entry::V6ONLY]);
+    }
+    socket.remove(&[inet_sk_entry::IFNAME]);
     socket.replace_number(inet_sk_entry::FAMILY, family as u64);
     socket.replace_number(inet_sk_entry::SRC_PORT, address.port().into());
 }

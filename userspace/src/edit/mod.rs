@@ -37,6 +37,8 @@ mod inet_sk_entry {
     pub const SRC_ADDR: u32 = 11;
     pub const DST_ADDR: u32 = 12;
     pub const OPTS: u32 = 14;
+    pub const V6ONLY: u32 = 15;
+    pub const IFNAME: u32 = 17;
     /// `TCP_LISTEN` of include/net/tcp_states.h.
     pub const LISTEN: u64 = 10;
 }

@@ -79,7 +79,8 @@ pub struct Moment {
     pub at_us: u64,
     /// The process, by its pid in the image, if it still ran at the end.
     pub pid: Option<NsPid>,
-    /// `exec PATH`, `bind ADDRESS`, `listen ADDRESS`, `accept ADDRESS` or `wait ADDRESS`.
+    /// `exec PATH`, `bind ADDRESS`, `listen ADDRESS`, `accept ADDRESS`, `wait ADDRESS`, `fork` or
+    /// `warm-up done`.
     pub event: String,
 }
 
