@@ -19,7 +19,7 @@ use crate::{
 /// Why a text does not say what to ask.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    #[error(transparent)]
+    #[error("it is no path, which begins with /, and: {0}")]
     Target(#[from] TargetError),
     #[error("{0:?} is not a path that can be asked for")]
     Path(String),

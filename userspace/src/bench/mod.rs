@@ -1,7 +1,7 @@
 //! Measures start-up: cold starts and restores in turn, seen from outside.
 //!
-//! Invariant: every subject is started, asked and ended in the same way, and whatever a run
-//! started is gone when it is over.
+//! Invariant: every subject is started and asked in the same way, and whatever a run started is
+//! gone when it is over.
 
 pub mod gate;
 mod meter;

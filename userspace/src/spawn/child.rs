@@ -67,10 +67,6 @@ impl Child {
         }
     }
 
-    pub fn pid(&self) -> HostPid {
-        self.pid
-    }
-
     /// Sends a signal; nothing happens if it has ended.
     pub fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(self.pidfd.get_ref().as_fd(), signal);

@@ -7,7 +7,7 @@ use crate::{
         statistics::Estimate,
         warnings::{Warning, warnings},
     },
-    report::units::Bytes,
+    report::{plural, units::Bytes},
 };
 
 /// The rows of one time.
@@ -116,7 +116,7 @@ pub fn usage(results: &Results) -> Vec<UsageRow> {
 /// What was done, in one sentence.
 pub fn method(results: &Results) -> String {
     let settings = &results.settings;
-    let runs = plural(settings.runs, "run");
+    let runs = plural(settings.runs as u64, "run");
     let warmup = match settings.warmup_runs {
         0 => String::new(),
         count => format!(" after {count} to warm up"),
@@ -212,10 +212,6 @@ pub fn class(kind: &SubjectKind) -> &'static str {
         SubjectKind::Criu { .. } => "criu",
         SubjectKind::Baseline { .. } => "baseline",
     }
-}
-
-fn plural(count: usize, noun: &str) -> String {
-    crate::report::plural(count as u64, noun)
 }
 
 #[cfg(test)]
