@@ -1,11 +1,14 @@
 //! Where a tree is frozen, and what is refused.
 
-use std::net::TcpListener;
+use std::{fs, net::TcpListener, path::Path, process::Command};
 
+use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
+use warmimg::{criu, tree};
 
 use crate::support::{
-    Workspace, ask, ask::Client, expect, fixture, free_port, server::Server, servers,
+    Killed, Workspace, ask, ask::Client, expect, fixture, free_port, server::Server, servers,
+    wait_until,
 };
 
 /// A server of tests/servers/points.
@@ -80,6 +83,110 @@ fn apache_and_php_fpm_fork_their_workers_anew() {
         workspace.run(["stop", "--all"]);
         server.wait_for_silence();
     }
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_restored_server_itself_performs_listen() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let server = server("prefork", &[port]);
+    let options = ["--at", "pre-listen", "--name", "before"];
+    expect(0, &mut server.capture(&workspace, &options));
+    let image: Value = serde_json::from_str(&workspace.run(["--json", "inspect"])).unwrap();
+    let digest = image["digest"].as_str().unwrap();
+    let images = workspace.store().join("images").join(digest).join("criu");
+
+    // CRIU itself restores it, and leaves it stopped: nothing listens.
+    let (_criu, restored) = restore_stopped(&workspace, &images, &image["manifest"]);
+    assert!(server.client.is_refused());
+    // What it does when it goes on, as strace(1) sees it.
+    let calls = workspace.path().join("calls");
+    let mut strace = Command::new("strace");
+    strace
+        .args(["-qq", "-e", "trace=network", "-o"])
+        .arg(&calls);
+    strace.arg("-p").arg(restored.to_string());
+    workspace.mark(&mut strace);
+    let _strace = Killed(strace.spawn().unwrap());
+    wait_until("strace to attach", || match is_traced(restored) {
+        true => Ok(()),
+        false => Err("it is not traced".to_owned()),
+    });
+    nix::sys::signal::kill(restored, Signal::SIGCONT).unwrap();
+    let answer = server.client.ask_until_answered();
+    assert!(answer.starts_with("200 hello"), "{answer}");
+    let calls = fs::read_to_string(calls).unwrap();
+    let listen = calls.lines().find(|line| line.starts_with("listen("));
+    assert!(
+        listen.is_some_and(|line| line.ends_with(" = 0")),
+        "no listen(2) among: {calls}"
+    );
+}
+
+/// Restores an image with CRIU alone, stopped; returns CRIU and the process.
+fn restore_stopped(workspace: &Workspace, images: &Path, manifest: &Value) -> (Killed, Pid) {
+    let program = criu::Program::find(None).unwrap().path;
+    let work = workspace.path().join("work");
+    fs::create_dir(&work).unwrap();
+    let pipes = ["stdout", "stderr"].map(|pipe| manifest[pipe].as_str().unwrap());
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.arg(program);
+    command.args(criu::plain_restore(images, &work, pipes, false));
+    command.arg("--leave-stopped");
+    workspace.mark(&mut command);
+    let criu = Killed(command.spawn().unwrap());
+    let unshare = tree::HostPid(criu.0.id() as i32);
+    let mut restored = None;
+    wait_until("the restored process to be stopped", || {
+        let processes = tree::describe(&tree::descendants(unshare));
+        let mut processes = processes.iter();
+        let server = processes.find(|process| process.info.name.starts_with("python3"));
+        restored = server.map(|server| Pid::from_raw(server.host.0));
+        match server {
+            Some(server) if tree::is_stopped(server.host) && !is_traced(server.host) => Ok(()),
+            _ => Err("it is not there".to_owned()),
+        }
+    });
+    (criu, restored.unwrap())
+}
+
+fn is_traced(pid: impl std::fmt::Display) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    !status.contains("TracerPid:\t0\n")
+}
+
+#[test]
+fn rewound_servers_answer_wherever_they_listen() {
+    let workspace = Workspace::new();
+    for server in [
+        servers::uvicorn_on_a_unix_socket(&workspace),
+        servers::django_on_gunicorn(),
+        servers::apache_prefork_with_mod_php(&workspace),
+    ] {
+        let options = ["--at", "pre-listen", "--name", "server"];
+        expect(0, &mut server.capture(&workspace, &options));
+        for _ in 0..2 {
+            workspace.run(["restore", "-d", "server"]);
+            server.client.ask_until_answered();
+            workspace.run(["stop", "--all"]);
+            server.wait_for_silence();
+        }
+    }
+    // Elsewhere, and several behind one port.
+    let port = free_port();
+    let server = server("prefork", &[port]);
+    let options = ["--at", "pre-listen", "--name", "moved"];
+    expect(0, &mut server.capture(&workspace, &options));
+    let other = free_port();
+    let publish = format!("{other}:{port}");
+    let mut restore = vec!["restore", "-d", "moved", "--publish", &publish];
+    restore.extend(["--reuse-port", "--count", "2"]);
+    workspace.run(restore);
+    assert!(ask::get(other, "/").unwrap().starts_with("200 hello"));
+    assert!(server.client.is_refused());
+    workspace.run(["stop", "--all"]);
     workspace.assert_clean();
 }
 

@@ -6,6 +6,7 @@ use crate::{
     bench::{BenchError, RunError, gate::GateError, results::ResultsError},
     capture::CaptureError,
     criu::{CriuError, ProgramError, UserError},
+    edit::EditError,
     freeze::FreezeError,
     instance::InstanceError,
     requirements::RequirementError,
@@ -138,9 +139,9 @@ impl Error {
                 CaptureError::Warmup(WarmupError::Timeout { .. }) => ExitCode::Timeout,
                 CaptureError::Warmup(_) => ExitCode::UnexpectedAnswer,
                 CaptureError::Busy { .. } | CaptureError::Connected { .. } => ExitCode::Connected,
-                CaptureError::User(_) | CaptureError::Freeze(FreezeError::SeveralRoots { .. }) => {
-                    ExitCode::UnsupportedTree
-                }
+                CaptureError::User(_)
+                | CaptureError::Freeze(FreezeError::SeveralRoots { .. })
+                | CaptureError::Edit(EditError::NotInListen) => ExitCode::UnsupportedTree,
                 _ => ExitCode::Failure,
             },
             Self::Restore(error) => match error {
@@ -149,6 +150,8 @@ impl Error {
                 | RestoreError::Clash { .. }
                 | RestoreError::NoSocket { .. } => ExitCode::Usage,
                 RestoreError::Interrupted => ExitCode::Interrupted,
+                RestoreError::Ended { .. } => ExitCode::ExitedEarly,
+                RestoreError::DoesNotListen { .. } => ExitCode::Timeout,
                 RestoreError::Criu(error) => criu_code(error),
                 RestoreError::Image { .. } => ExitCode::StoreUnusable,
                 _ => ExitCode::Failure,
@@ -388,6 +391,11 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
         }
         CaptureError::Freeze(FreezeError::SeveralRoots { .. }) => {
             "start one server per capture, in the foreground".into()
+        }
+        CaptureError::Edit(EditError::NotInListen) => {
+            "choose --at listen: with io_uring, and on other processors than x86-64, an image \
+             cannot be rewound"
+                .into()
         }
         CaptureError::Watch(WatchError::NoBtf(_)) => {
             "a kernel built with CONFIG_DEBUG_INFO_BTF is needed".into()

@@ -21,6 +21,7 @@ use crate::{
     spawn::{ClockOffsets, Descriptors, Plan, STDERR, STDOUT, Sandbox, SpawnError},
     store::{Image, Manifest, Store, now_ms},
     tree,
+    watch::CapturePoint,
 };
 
 /// How long CRIU may take to restore.
@@ -61,6 +62,10 @@ pub enum RestoreError {
     NoSocket { path: std::path::PathBuf },
     #[error(transparent)]
     Edit(#[from] EditError),
+    #[error("the restored server ended before it listened: {status}")]
+    Ended { status: String },
+    #[error("the restored server does not listen within {} s", .limit.as_secs())]
+    DoesNotListen { limit: Duration },
     #[error("interrupted")]
     Interrupted,
 }
@@ -172,6 +177,9 @@ pub async fn restore(
         .await
         .map_err(|error| keep_log(store, error))?;
     sandbox.set_main(root).await?;
+    if manifest.capture.point == CapturePoint::PreListen {
+        until_listening(&mut sandbox, &listeners).await?;
+    }
     let timings = Timings {
         namespaces,
         criu: before_criu.elapsed(),
@@ -198,6 +206,32 @@ pub async fn restore(
         output,
         folder,
     })
+}
+
+/// Waits until the server listens by itself.
+async fn until_listening(
+    sandbox: &mut Sandbox,
+    listeners: &[Listener],
+) -> Result<(), RestoreError> {
+    const INTERVAL: Duration = Duration::from_millis(1);
+    let init = sandbox.init();
+    let listening = async {
+        loop {
+            let found = tree::listeners(&tree::descendants(init));
+            if listeners.iter().all(|listener| found.contains(listener)) {
+                return;
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        reached = tokio::time::timeout(LIMIT, listening) => {
+            reached.map_err(|_| RestoreError::DoesNotListen { limit: LIMIT })
+        }
+        status = sandbox.exit() => Err(RestoreError::Ended {
+            status: crate::instance::describe_status(status?),
+        }),
+    }
 }
 
 /// The offsets with which clocks that show `now` go on from `captured`.

@@ -22,7 +22,7 @@ const COMPILER: [&str; 7] = [
 ];
 
 /// The servers of the integration tests, and the tools the tests use.
-const SERVERS: [&str; 13] = [
+const SERVERS: [&str; 14] = [
     "nginx-light",
     "apache2",
     "libapache2-mod-php",
@@ -36,6 +36,7 @@ const SERVERS: [&str; 13] = [
     "ruby-sqlite3",
     "tomcat10",
     "caddy",
+    "strace",
 ];
 
 /// Installs what building needs and, for the tests, the servers.

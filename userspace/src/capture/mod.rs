@@ -246,6 +246,10 @@ pub async fn capture(
 
     progress(Progress::Storing);
     edit::make_reusable(&staging.criu())?;
+    if options.point == CapturePoint::PreListen {
+        let listener = start_up.listens.last().ok_or(CaptureError::NoListener)?;
+        edit::before_listen(&staging.criu(), listener)?;
+    }
     let capture = Capture {
         point: options.point,
         start_up_us: start_up.duration_us(),

@@ -104,7 +104,7 @@ impl<'a> StartUp<'a> {
     fn awaited(&self) -> &'static str {
         match self.options.point {
             CapturePoint::Ready | CapturePoint::Warm => "waited for a connection",
-            CapturePoint::Listen => "listened",
+            CapturePoint::Listen | CapturePoint::PreListen => "listened",
             CapturePoint::Accept => "called accept",
             CapturePoint::Fork => "listened and forked",
         }

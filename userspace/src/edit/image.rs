@@ -30,6 +30,8 @@ pub enum EditError {
     Write { path: PathBuf, source: io::Error },
     #[error("{} is not a well-formed CRIU image: {what}", .path.display())]
     Malformed { path: PathBuf, what: &'static str },
+    #[error("the server did not come to listen by listen(2)")]
+    NotInListen,
 }
 
 /// An image as its messages.

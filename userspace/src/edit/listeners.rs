@@ -52,9 +52,10 @@ pub fn move_listeners(
             let Some(address) = tcp_listener(socket) else {
                 return;
             };
-            if let Some(new) = moved(moves, &Listener::Tcp { address }) {
-                move_tcp(socket, new);
-            }
+            let Some(new) = moved(moves, &Listener::Tcp { address }) else {
+                return;
+            };
+            move_tcp(socket, new);
             if reuse_port {
                 socket.edit(inet_sk_entry::OPTS, |options| {
                     options.set(sk_opts_entry::SO_REUSEPORT, [Value::Varint(1)]);
@@ -62,16 +63,10 @@ pub fn move_listeners(
             }
         });
         entry.edit(file_entry::USK, |socket| {
-            if socket.number(unix_sk_entry::STATE) != Some(inet_sk_entry::LISTEN) {
+            let Some(listener) = unix_listener(socket) else {
                 return;
-            }
-            let name = socket.bytes(unix_sk_entry::NAME).unwrap_or_default();
-            let path = match name.strip_prefix(b"\0") {
-                Some(name) => [b"@", name].concat(),
-                None => name.strip_suffix(b"\0").unwrap_or(name).to_vec(),
             };
-            let path = Path::new(std::ffi::OsStr::from_bytes(&path)).into();
-            if let Some(Listener::Unix { path }) = moved(moves, &Listener::Unix { path }) {
+            if let Some(Listener::Unix { path }) = moved(moves, &listener) {
                 let path = path.as_os_str().as_bytes();
                 let name = match path.strip_prefix(b"@") {
                     Some(name) => [b"\0", name].concat(),
@@ -90,9 +85,28 @@ fn moved<'a>(moves: &'a [(Listener, Listener)], old: &Listener) -> Option<&'a Li
     Some(&found.1)
 }
 
-/// The address of a socket, if it listens.
-fn tcp_listener(socket: &Message) -> Option<SocketAddr> {
-    if socket.number(inet_sk_entry::STATE) != Some(inet_sk_entry::LISTEN) {
+/// Whether a socket listens, or is to as soon as the tree goes on.
+fn may_listen(state: Option<u64>) -> bool {
+    matches!(state, Some(inet_sk_entry::LISTEN | inet_sk_entry::CLOSE))
+}
+
+/// The path of a socket, if it may listen.
+pub(super) fn unix_listener(socket: &Message) -> Option<Listener> {
+    if !may_listen(socket.number(unix_sk_entry::STATE)) {
+        return None;
+    }
+    let name = socket.bytes(unix_sk_entry::NAME)?;
+    let path = match name.strip_prefix(b"\0") {
+        Some(name) => [b"@", name].concat(),
+        None => name.strip_suffix(b"\0").unwrap_or(name).to_vec(),
+    };
+    let path = Path::new(std::ffi::OsStr::from_bytes(&path)).into();
+    Some(Listener::Unix { path })
+}
+
+/// The address of a socket, if it may listen.
+pub(super) fn tcp_listener(socket: &Message) -> Option<SocketAddr> {
+    if !may_listen(socket.number(inet_sk_entry::STATE)) {
         return None;
     }
     // Words of the address as it stands in memory.
@@ -155,7 +169,8 @@ mod tests {
                 .map(|field| socket.numbers(field).unwrap().len());
             assert_eq!(lengths, [if address.is_ipv4() { 1 } else { 4 }; 2]);
         }
-        socket.replace_number(inet_sk_entry::STATE, 7);
+        // `TCP_ESTABLISHED`
+        socket.replace_number(inet_sk_entry::STATE, 1);
         assert_eq!(tcp_listener(&socket), None);
     }
 }

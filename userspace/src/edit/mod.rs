@@ -5,6 +5,7 @@
 
 mod image;
 mod listeners;
+mod rewind;
 mod wire;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use self::image::{Image, Kind};
-pub use self::{image::EditError, listeners::move_listeners};
+pub use self::{image::EditError, listeners::move_listeners, rewind::before_listen};
 
 mod file_entry {
     pub const REG: u32 = 3;
@@ -39,7 +40,8 @@ mod inet_sk_entry {
     pub const OPTS: u32 = 14;
     pub const V6ONLY: u32 = 15;
     pub const IFNAME: u32 = 17;
-    /// `TCP_LISTEN` of include/net/tcp_states.h.
+    /// `TCP_CLOSE` and `TCP_LISTEN` of include/net/tcp_states.h; Unix sockets have them too.
+    pub const CLOSE: u64 = 7;
     pub const LISTEN: u64 = 10;
 }
 
@@ -54,7 +56,19 @@ mod sk_opts_entry {
 }
 
 mod core_entry {
+    /// `thread_info` of the x86 family.
+    pub const THREAD_INFO: u32 = 2;
     pub const TC: u32 = 3;
+}
+
+mod thread_info_x86 {
+    pub const GPREGS: u32 = 2;
+}
+
+mod user_x86_regs_entry {
+    pub const AX: u32 = 11;
+    pub const ORIG_AX: u32 = 16;
+    pub const IP: u32 = 17;
 }
 
 mod task_core_entry {
@@ -157,10 +171,9 @@ pub fn shared_ports(images: &Path) -> Result<BTreeSet<u16>, EditError> {
     let port = |entry: &wire::Message| -> Option<u16> {
         let socket = wire::Message::parse(entry.bytes(file_entry::ISK)?)?;
         let options = wire::Message::parse(socket.bytes(inet_sk_entry::OPTS)?)?;
-        let shares = options.number(sk_opts_entry::SO_REUSEPORT) == Some(1)
-            && socket.number(inet_sk_entry::STATE) == Some(inet_sk_entry::LISTEN);
-        let port = socket.number(inet_sk_entry::SRC_PORT)?;
-        shares.then_some(port as u16)
+        let shares = options.number(sk_opts_entry::SO_REUSEPORT) == Some(1);
+        let address = listeners::tcp_listener(&socket)?;
+        shares.then_some(address.port())
     };
     Ok(image.entries.iter().filter_map(port).collect())
 }

@@ -75,6 +75,9 @@ pub enum CapturePoint {
     Ready,
     /// When a socket first listens
     Listen,
+    /// As listen, with the image rewound to just before: the restored process itself performs
+    /// listen(2)
+    PreListen,
     /// At the first accept(2) family call
     Accept,
     /// When a process first forks after a socket has listened: before a pre-forking server makes
@@ -88,7 +91,7 @@ impl CapturePoint {
     fn stop_at(self) -> u32 {
         match self {
             Self::Ready => probe::STOP_AT_READY,
-            Self::Listen => probe::STOP_AT_LISTEN,
+            Self::Listen | Self::PreListen => probe::STOP_AT_LISTEN,
             Self::Accept => probe::STOP_AT_ACCEPT,
             Self::Fork => probe::STOP_AT_FORK,
             Self::Warm => probe::STOP_NEVER,
@@ -101,6 +104,7 @@ impl std::fmt::Display for CapturePoint {
         f.write_str(match self {
             Self::Ready => "ready",
             Self::Listen => "listen",
+            Self::PreListen => "pre-listen",
             Self::Accept => "accept",
             Self::Fork => "fork",
             Self::Warm => "warm",
