@@ -7,6 +7,7 @@ mod bench;
 mod documents;
 mod errors;
 mod gate;
+mod hooks;
 mod lifecycle;
 mod points;
 mod publish;

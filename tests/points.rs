@@ -1,6 +1,6 @@
 //! Where a tree is frozen, and what is refused.
 
-use std::{fs, net::TcpListener, path::Path, process::Command};
+use std::{fs, io::Read as _, net::TcpListener, path::Path, process::Command};
 
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
@@ -18,6 +18,14 @@ fn server(kind: &str, ports: &[u16]) -> Server {
     let words = ["/usr/bin/python3", &script, kind];
     let words = words.into_iter().chain(ports.iter().map(String::as_str));
     Server::new(Client::Http(ports[0].parse().unwrap()), words)
+}
+
+/// What happened until the freeze: the freeze and the dump follow.
+fn until_freeze(manifest: &Value) -> Vec<String> {
+    let mut events = events(manifest);
+    let last = events.split_off(events.len() - 2);
+    assert_eq!(last, ["freeze", "dump"]);
+    events
 }
 
 /// What an image holds.
@@ -42,7 +50,7 @@ fn a_server_is_frozen_before_it_forks_its_workers() {
         expect(0, &mut server(kind, &[port]).capture(&workspace, &options));
         let manifest = manifest(&workspace, kind);
         assert_eq!(manifest["processes"].as_array().unwrap().len(), 1);
-        let events = events(&manifest);
+        let events = until_freeze(&manifest);
         assert_eq!(
             events[events.len() - 2..],
             [format!("listen tcp:127.0.0.1:{port}"), "fork".to_owned()]
@@ -207,7 +215,7 @@ fn a_server_is_warmed_up_with_as_many_requests_as_told() {
     assert!(report.contains("to: warm-up done"), "{report}");
     let manifest = manifest(&workspace, "warm");
     assert_eq!(manifest["capture"]["point"], "warm");
-    assert_eq!(events(&manifest).last().unwrap(), "warm-up done");
+    assert_eq!(until_freeze(&manifest).last().unwrap(), "warm-up done");
     for _ in 0..2 {
         workspace.run(["restore", "-d", "warm"]);
         assert_eq!(ask::get(port, "/").unwrap(), "200 14");
@@ -364,5 +372,49 @@ fn connections_to_others_are_refused_or_restored_as_closed() {
         workspace.run(["stop", "--all"]);
     }
     drop(peer);
+    workspace.assert_clean();
+}
+
+#[test]
+fn connections_to_others_go_on_once_if_asked() {
+    let workspace = Workspace::new();
+    let peer = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let peer_port = peer.local_addr().unwrap().port();
+    let port = free_port();
+    let server = server("client", &[port, peer_port]);
+    let options = ["--tcp-established", "--name", "client"];
+    expect(0, &mut server.capture(&workspace, &options));
+    let (mut connection, _) = peer.accept().unwrap();
+    workspace.run(["restore", "-d", "client"]);
+    for _ in 0..2 {
+        assert_eq!(ask::get(port, "/").unwrap(), "200 still connected");
+    }
+    // What the server sends with each answer arrives.
+    let mut bytes = [0; 2];
+    connection.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"xx");
+    // A second copy cannot have it as well.
+    let elsewhere = format!("{}:{port}", free_port());
+    let error = workspace.fail(116, ["restore", "-d", "client", "--publish", &elsewhere]);
+    assert!(
+        error.contains(&format!("to 127.0.0.1:{peer_port} is taken"))
+            && error.contains("--tcp-close"),
+        "{error}"
+    );
+    workspace.run(["stop", "--all"]);
+    drop((connection, peer));
+    // Nor is there anything to go on with once the other end is gone.
+    let mut error = String::new();
+    wait_until("the connection to be gone", || {
+        error = workspace.fail(116, ["restore", "-d", "client"]);
+        match error.contains("its other end is gone") {
+            true => Ok(()),
+            false => Err(error.clone()),
+        }
+    });
+    assert!(
+        error.contains("capture again with the other end running"),
+        "{error}"
+    );
     workspace.assert_clean();
 }

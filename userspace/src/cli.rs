@@ -5,7 +5,10 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    capture,
+    criu::TcpConnections,
     error::Error,
+    hook::{Hook, Variable},
     listener::{Publish, Wanted},
     target::Target,
     warmup::Warmup,
@@ -127,23 +130,56 @@ pub struct How {
     /// one after the other [default: /,count=20,concurrency=1]
     #[arg(long, value_name = "SPEC")]
     pub warmup: Vec<Warmup>,
+    /// Do this when the server is ready or warm, while it still runs: a command, signal:NAME for
+    /// the root of the tree, or get:URL|PATH or post:URL|PATH for the server itself; can be given
+    /// several times
+    #[arg(long, value_name = "HOOK")]
+    pub before_freeze: Vec<Hook>,
+    /// Do this after each restore of the image, in the same ways
+    #[arg(long, value_name = "HOOK")]
+    pub after_restore: Vec<Hook>,
+    /// How long each hook may take, in seconds
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
+    pub hook_timeout: Duration,
     /// Restore TCP connections that the server has to others as closed ones
     #[arg(long)]
     pub tcp_close: bool,
+    /// Restore TCP connections that the server has to others as they were: once, and as long as
+    /// the others keep their ends
+    #[arg(long, conflicts_with = "tcp_close")]
+    pub tcp_established: bool,
 }
 
 impl How {
-    /// The requests for captures at these points.
+    /// Checks what was said for captures at these points.
     ///
     /// # Errors
-    /// [`Error::WarmupWithoutPoint`].
-    pub fn warmups(&self, points: &[CapturePoint]) -> Result<Vec<Warmup>, Error> {
-        match (points.contains(&CapturePoint::Warm), &self.warmup[..]) {
-            (true, []) => Ok(vec![Warmup::default()]),
-            (true, warmups) => Ok(warmups.to_vec()),
-            (false, []) => Ok(vec![]),
-            (false, _) => Err(Error::WarmupWithoutPoint),
+    /// [`Error::WarmupWithoutPoint`], [`Error::HookWithoutPoint`] or [`Error::Command`].
+    pub fn checked(&self, points: &[CapturePoint]) -> Result<capture::How, Error> {
+        let warmups = match (points.contains(&CapturePoint::Warm), &self.warmup[..]) {
+            (true, []) => vec![Warmup::default()],
+            (false, [_, ..]) => return Err(Error::WarmupWithoutPoint),
+            (_, warmups) => warmups.to_vec(),
+        };
+        let runs = |point: &CapturePoint| matches!(point, CapturePoint::Ready | CapturePoint::Warm);
+        if !self.before_freeze.is_empty() && !points.iter().any(runs) {
+            return Err(Error::HookWithoutPoint);
         }
+        for hook in self.before_freeze.iter().chain(&self.after_restore) {
+            hook.check()?;
+        }
+        Ok(capture::How {
+            listener: self.listener.clone(),
+            warmups,
+            before_freeze: self.before_freeze.clone(),
+            after_restore: self.after_restore.clone(),
+            hook_limit: self.hook_timeout,
+            outbound: match (self.tcp_close, self.tcp_established) {
+                (true, _) => TcpConnections::Closed,
+                (_, true) => TcpConnections::Established,
+                (false, false) => TcpConnections::None,
+            },
+        })
     }
 }
 
@@ -161,6 +197,17 @@ pub struct Restore {
     /// Share the TCP ports with other copies: the kernel spreads connections among them
     #[arg(long)]
     pub reuse_port: bool,
+    /// Do this after the restore, besides what the image says: a command, signal:NAME for the root
+    /// of the tree, or get:URL|PATH or post:URL|PATH for the server itself; can be given several
+    /// times
+    #[arg(long, value_name = "HOOK")]
+    pub after_restore: Vec<Hook>,
+    /// How long each hook may take, in seconds
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
+    pub hook_timeout: Duration,
+    /// Give hooks a variable: commands in their environment, requests in a header `Warmimg-Env`
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<Variable>,
     /// How many copies to bring up
     #[arg(long, value_name = "N", default_value = "1", requires_all = ["detach", "reuse_port"])]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -246,6 +293,7 @@ pub struct Bench {
     pub how: How,
     /// Restore this image instead of capturing one; its command is the cold start
     #[arg(long, conflicts_with_all = ["user", "words", "listener", "warmup", "tcp_close"])]
+    #[arg(conflicts_with_all = ["before_freeze", "after_restore", "tcp_established"])]
     pub image: Option<String>,
     /// Measure this as well: `criu` for a plain `criu restore` of the same image, or a command
     /// that starts the server and stays in the foreground

@@ -14,13 +14,7 @@ use std::{
 };
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper::{
-    Request, Uri,
-    body::Bytes,
-    client::conn::http1,
-    header,
-    http::{HeaderValue, uri::PathAndQuery},
-};
+use hyper::{Request, Uri, body::Bytes, client::conn::http1, header, http::HeaderValue};
 use hyper_util::rt::TokioIo;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use tokio::{
@@ -31,7 +25,7 @@ use tokio::{
 use crate::{
     listener::is_abstract,
     sys,
-    target::{Place, Protocol, Target},
+    target::{self, Place, Protocol, Target},
 };
 
 /// The shortest pause between two tries.
@@ -195,7 +189,7 @@ async fn ask(
 ) -> Result<(Instant, Instant, Option<u16>), AskError> {
     match protocol {
         Protocol::Raw { send } => ask_raw(stream, send).await,
-        Protocol::Http { host, path } => ask_http(stream, host, path).await,
+        Protocol::Http(request) => ask_http(stream, request).await,
     }
 }
 
@@ -219,8 +213,7 @@ async fn ask_raw(
 
 async fn ask_http(
     stream: Box<dyn Connection>,
-    host: &HeaderValue,
-    path: &PathAndQuery,
+    wanted: &target::Request,
 ) -> Result<(Instant, Instant, Option<u16>), AskError> {
     let first_byte = std::cell::Cell::new(None);
     let stamped = Stamped {
@@ -229,15 +222,15 @@ async fn ask_http(
     };
     let exchange = async {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stamped)).await?;
-        let request = Request::get(Uri::from(path.clone()))
-            .header(header::HOST, host)
-            .header(
-                header::USER_AGENT,
-                concat!("warmimg/", env!("CARGO_PKG_VERSION")),
-            )
-            .header(header::ACCEPT, "*/*")
-            .body(Empty::<Bytes>::new())
-            .expect("each part was checked when it was parsed");
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.method_mut() = wanted.method.clone();
+        *request.uri_mut() = Uri::from(wanted.path.clone());
+        let agent = HeaderValue::from_static(concat!("warmimg/", env!("CARGO_PKG_VERSION")));
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, wanted.host.clone());
+        headers.insert(header::USER_AGENT, agent);
+        headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
+        headers.extend(wanted.headers.iter().cloned());
         let answered = async {
             let mut response = sender.send_request(request).await?;
             while let Some(frame) = response.body_mut().frame().await {

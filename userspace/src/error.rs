@@ -8,6 +8,7 @@ use crate::{
     criu::{CriuError, ProgramError, UserError},
     edit::EditError,
     freeze::FreezeError,
+    hook::HookError,
     instance::InstanceError,
     requirements::RequirementError,
     restore::RestoreError,
@@ -52,6 +53,8 @@ pub enum Error {
     NothingToAsk,
     #[error("--warmup has no meaning without --at warm")]
     WarmupWithoutPoint,
+    #[error("--before-freeze has no meaning but with --at ready or warm")]
+    HookWithoutPoint,
     #[error("cannot start the asynchronous runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot write the output")]
@@ -102,6 +105,8 @@ pub enum ExitCode {
     GateFailed = 115,
     /// The server has connections that cannot be part of an image.
     Connected = 116,
+    /// A hook failed.
+    HookFailed = 117,
     /// Interrupted by a signal.
     Interrupted = 130,
 }
@@ -118,6 +123,7 @@ impl Error {
             Self::Results(_)
             | Self::NothingToAsk
             | Self::WarmupWithoutPoint
+            | Self::HookWithoutPoint
             | Self::Overwrite(_)
             | Self::Meaningless { .. } => ExitCode::Usage,
             Self::Bench(error) => bench_code(error),
@@ -138,6 +144,7 @@ impl Error {
                 CaptureError::Store(error) => store_code(error),
                 CaptureError::Warmup(WarmupError::Timeout { .. }) => ExitCode::Timeout,
                 CaptureError::Warmup(_) => ExitCode::UnexpectedAnswer,
+                CaptureError::Hook(error) => hook_code(error),
                 CaptureError::Busy { .. } | CaptureError::Connected { .. } => ExitCode::Connected,
                 CaptureError::User(_)
                 | CaptureError::Freeze(FreezeError::SeveralRoots { .. })
@@ -150,6 +157,11 @@ impl Error {
                 | RestoreError::Clash { .. }
                 | RestoreError::NoSocket { .. } => ExitCode::Usage,
                 RestoreError::Interrupted => ExitCode::Interrupted,
+                RestoreError::HookCommand(_) => ExitCode::CommandNotFound,
+                RestoreError::Hook(error) => hook_code(error),
+                RestoreError::ConnectionTaken { .. } | RestoreError::ConnectionLost { .. } => {
+                    ExitCode::Connected
+                }
                 RestoreError::Ended { .. } => ExitCode::ExitedEarly,
                 RestoreError::DoesNotListen { .. } => ExitCode::Timeout,
                 RestoreError::Criu(error) => criu_code(error),
@@ -184,6 +196,16 @@ impl Error {
                  bring this one up elsewhere with --publish NEW:OLD"
                     .into()
             }
+            Self::Restore(RestoreError::HookCommand(error)) => command_hint(error)?,
+            Self::Restore(RestoreError::Hook(error)) => hook_hint(error)?.into(),
+            Self::Restore(RestoreError::ConnectionTaken { .. }) => {
+                "a connection can go on only once at a time: stop that copy (`warmimg ps` lists \
+                 instances), or capture with --tcp-close"
+                    .into()
+            }
+            Self::Restore(RestoreError::ConnectionLost { .. }) => {
+                "capture again with the other end running, or with --tcp-close".into()
+            }
             Self::Restore(RestoreError::Clash { .. } | RestoreError::NoSocket { .. }) => {
                 "choose another place with --publish NEW:OLD".into()
             }
@@ -209,6 +231,10 @@ impl Error {
             }
             Self::Escape(_) => r"known are \r, \n, \t, \0, \\ and \xHH".into(),
             Self::WarmupWithoutPoint => "add --at warm, or leave --warmup out".into(),
+            Self::HookWithoutPoint => {
+                "at every other point the tree stands still before the server can be told anything"
+                    .into()
+            }
             Self::NothingToAsk => "name what to ask with --url".into(),
             _ => return None,
         })
@@ -233,6 +259,12 @@ impl Error {
                 "Its connections",
                 connections.iter().map(ToString::to_string).collect(),
             )),
+            Self::Capture(CaptureError::Hook(
+                HookError::Failed { output, .. } | HookError::Timeout { output, .. },
+            ))
+            | Self::Restore(RestoreError::Hook(
+                HookError::Failed { output, .. } | HookError::Timeout { output, .. },
+            )) => Some(("Last lines of its output", output.clone())),
             Self::Capture(CaptureError::Criu(CriuError::Failed { lines, .. }))
             | Self::Restore(RestoreError::Criu(CriuError::Failed { lines, .. })) => {
                 Some(("Last lines of CRIU's log", lines.clone()))
@@ -240,6 +272,30 @@ impl Error {
             _ => None,
         }
     }
+}
+
+fn hook_code(error: &HookError) -> ExitCode {
+    match error {
+        HookError::Timeout { .. } | HookError::NoAnswer { .. } => ExitCode::Timeout,
+        HookError::Status { .. } | HookError::Ask { .. } => ExitCode::UnexpectedAnswer,
+        _ => ExitCode::HookFailed,
+    }
+}
+
+fn hook_hint(error: &HookError) -> Option<&'static str> {
+    Some(match error {
+        HookError::Timeout { .. } | HookError::NoAnswer { .. } => {
+            "give it longer with --hook-timeout"
+        }
+        HookError::Status { .. } | HookError::Ask { .. } | HookError::NoListener { .. } => {
+            "check what is asked by get: or post:"
+        }
+        HookError::Start { .. } | HookError::Failed { .. } => {
+            "it runs on the host, without a shell, with WARMIMG_PID, WARMIMG_NAME, \
+             WARMIMG_LISTENERS and the variables of --env in its environment"
+        }
+        HookError::NoRoot { .. } => return None,
+    })
 }
 
 fn criu_code(error: &CriuError) -> ExitCode {
@@ -374,6 +430,7 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
         CaptureError::Warmup(_) => {
             "check what is asked with --warmup; give it longer with --timeout".into()
         }
+        CaptureError::Hook(error) => hook_hint(error)?.into(),
         CaptureError::Busy { .. } => {
             "a server that keeps connections open for the next request may have to be told to \
              close them sooner; name another path with --warmup"
@@ -381,7 +438,8 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
         }
         CaptureError::Connected { .. } => {
             "if the server connects again by itself when it finds them closed, as pools do, \
-             --tcp-close restores them so"
+             --tcp-close restores them so; --before-freeze can tell it to close them, and \
+             --tcp-established keeps them for a single restore"
                 .into()
         }
         CaptureError::User(UserError::SeveralUsers { .. }) => {

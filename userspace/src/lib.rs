@@ -20,6 +20,7 @@ pub mod carry;
 pub mod criu;
 pub mod edit;
 pub mod freeze;
+pub mod hook;
 pub mod instance;
 pub mod spawn;
 pub mod store;

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -74,6 +74,11 @@ pub fn is_taken(address: SocketAddr, shared: bool) -> bool {
     bound == Err(rustix::io::Errno::ADDRINUSE)
 }
 
+/// Whether an address is one of this host: the kernel is asked by binding to it.
+pub fn is_own(ip: IpAddr) -> bool {
+    std::net::UdpSocket::bind((ip, 0)).is_ok()
+}
+
 /// Every listening socket of the network namespace, with its inode.
 pub fn all() -> Vec<(u64, Listener)> {
     let tcp = procfs::net::tcp().unwrap_or_default();
@@ -103,7 +108,13 @@ pub fn connected() -> Vec<(u64, Listener, Option<SocketAddr>)> {
     use procfs::net::TcpState;
     let tcp = procfs::net::tcp().unwrap_or_default();
     let tcp6 = procfs::net::tcp6().unwrap_or_default();
-    let is_connected = |state: &TcpState| !matches!(state, TcpState::Listen | TcpState::Close);
+    // One in TIME_WAIT is nobody's any more.
+    let is_connected = |state: &TcpState| {
+        !matches!(
+            state,
+            TcpState::Listen | TcpState::Close | TcpState::TimeWait
+        )
+    };
     let mut found: Vec<_> = tcp
         .into_iter()
         .chain(tcp6)

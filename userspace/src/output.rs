@@ -112,6 +112,17 @@ impl Drop for Output {
     }
 }
 
+/// The last lines of a text.
+pub fn tail(text: &[u8], count: usize) -> Vec<String> {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.lines().collect();
+    let skip = lines.len().saturating_sub(count);
+    lines[skip..]
+        .iter()
+        .map(|line| (*line).to_owned())
+        .collect()
+}
+
 /// How /proc and CRIU call a pipe.
 fn pipe_name(pipe: &PipeReader) -> io::Result<String> {
     Ok(format!(

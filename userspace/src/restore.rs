@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::FileTypeExt as _,
@@ -14,11 +15,12 @@ use crate::{
     capture::keep_log,
     criu::{self, CriuError, Program, RestoreRequest, kerndat::Kerndat},
     edit::{self, EditError},
+    hook::{self, Hook, HookError, Variable},
     host::Clocks,
     instance::{Folder, InstanceError, Record},
     listener::{self, Listener, Publish},
     output::Output,
-    spawn::{ClockOffsets, Descriptors, Plan, STDERR, STDOUT, Sandbox, SpawnError},
+    spawn::{ClockOffsets, CommandError, Descriptors, Plan, STDERR, STDOUT, Sandbox, SpawnError},
     store::{Image, Manifest, Store, now_ms},
     tree,
     watch::CapturePoint,
@@ -62,6 +64,21 @@ pub enum RestoreError {
     NoSocket { path: std::path::PathBuf },
     #[error(transparent)]
     Edit(#[from] EditError),
+    #[error("the image holds a hook that is none: {text}")]
+    StoredHook {
+        text: String,
+        source: hook::SpecError,
+    },
+    #[error(transparent)]
+    HookCommand(#[from] CommandError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(
+        "the connection of {local} to {peer} is taken: another copy of the image has it, or has just ended it"
+    )]
+    ConnectionTaken { local: SocketAddr, peer: SocketAddr },
+    #[error("the connection of {local} to {peer} cannot go on: its other end is gone")]
+    ConnectionLost { local: SocketAddr, peer: SocketAddr },
     #[error("the restored server ended before it listened: {status}")]
     Ended { status: String },
     #[error("the restored server does not listen within {} s", .limit.as_secs())]
@@ -113,6 +130,12 @@ pub struct Options {
     pub publish: Vec<Publish>,
     /// Share the TCP ports with other copies.
     pub reuse_port: bool,
+    /// What to do to the restored server, besides what the image says.
+    pub after_restore: Vec<Hook>,
+    /// What hooks get to know.
+    pub variables: Vec<Variable>,
+    /// How long each hook may take.
+    pub hook_limit: Duration,
 }
 
 /// Restores an image. It is ready for connections when this returns.
@@ -131,6 +154,8 @@ pub async fn restore(
     let moves = moves(&manifest.listeners, &options.publish)?;
     let listeners: Vec<Listener> = moves.iter().map(|(_, new)| new.clone()).collect();
     refuse_taken(&moves, manifest, options.reuse_port)?;
+    refuse_lost(&manifest.connections)?;
+    let hooks = hooks(manifest, &options.after_restore)?;
     let folder = Folder::create(&store.instances(), image.label())?;
     // The stored image is read in place, unless something differs from it.
     let images = if moves.iter().any(|(old, new)| old != new) || options.reuse_port {
@@ -170,6 +195,7 @@ pub async fn restore(
             (manifest.stderr.clone(), STDERR),
         ],
         foreign_session: manifest.criu.foreign_session,
+        connections: manifest.criu.connections,
         limit: LIMIT,
     };
     let before_criu = Instant::now();
@@ -190,6 +216,18 @@ pub async fn restore(
         // Only a cache: without it the next restore is slower, and tries again.
         let _ = kerndat.fill_from(sandbox.init());
     }
+    let subject = hook::Subject {
+        moment: hook::Moment::AfterRestore,
+        root: tree::find(sandbox.init(), root),
+        name: folder.id(),
+        listeners: &listeners,
+        folder: manifest.command.working_directory.clone(),
+        variables: &options.variables,
+        limit: options.hook_limit,
+    };
+    for hook in &hooks {
+        hook.run(&subject).await?;
+    }
     let record = Record {
         id: folder.id().to_owned(),
         image: image.digest.to_string(),
@@ -206,6 +244,46 @@ pub async fn restore(
         output,
         folder,
     })
+}
+
+/// What is to be done to the restored server: what the image says, then what was asked for.
+fn hooks(manifest: &Manifest, more: &[Hook]) -> Result<Vec<Hook>, RestoreError> {
+    let stored = manifest.after_restore.iter().map(|text| {
+        text.parse().map_err(|source| RestoreError::StoredHook {
+            text: text.clone(),
+            source,
+        })
+    });
+    let mut hooks = stored.collect::<Result<Vec<Hook>, _>>()?;
+    hooks.extend_from_slice(more);
+    for hook in &hooks {
+        hook.check()?;
+    }
+    Ok(hooks)
+}
+
+/// Refuses an image whose connections cannot go on: another copy has them, or the other end, if it
+/// is on this host, is gone.
+fn refuse_lost(connections: &[(SocketAddr, SocketAddr)]) -> Result<(), RestoreError> {
+    if connections.is_empty() {
+        return Ok(());
+    }
+    let found: Vec<_> = listener::connected()
+        .into_iter()
+        .filter_map(|(_, local, peer)| match local {
+            Listener::Tcp { address } => Some((address, peer?)),
+            Listener::Unix { .. } => None,
+        })
+        .collect();
+    for &(local, peer) in connections {
+        if listener::is_own(peer.ip()) && !found.contains(&(peer, local)) {
+            return Err(RestoreError::ConnectionLost { local, peer });
+        }
+        if found.contains(&(local, peer)) {
+            return Err(RestoreError::ConnectionTaken { local, peer });
+        }
+    }
+    Ok(())
 }
 
 /// Waits until the server listens by itself.

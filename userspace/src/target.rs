@@ -8,7 +8,8 @@ use std::{
 };
 
 use hyper::{
-    Uri,
+    Method, Uri,
+    header::HeaderName,
     http::{HeaderValue, uri::PathAndQuery},
 };
 
@@ -43,13 +44,31 @@ pub enum Place {
 /// How to speak with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/1.1: GET of this path from this host.
-    Http {
-        host: HeaderValue,
-        path: PathAndQuery,
-    },
+    /// HTTP/1.1.
+    Http(Request),
     /// These bytes, if any; whatever comes back is the response.
     Raw { send: Vec<u8> },
+}
+
+/// A request by HTTP, without a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub host: HeaderValue,
+    pub path: PathAndQuery,
+    pub method: Method,
+    /// Beyond those that every request has.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Request {
+    fn get(host: HeaderValue, path: PathAndQuery) -> Self {
+        Self {
+            host,
+            path,
+            method: Method::GET,
+            headers: vec![],
+        }
+    }
 }
 
 impl Target {
@@ -65,11 +84,12 @@ impl Target {
                 (Place::Unix(file), LOCALHOST.to_owned())
             }
         };
-        let protocol = Protocol::Http {
-            host: HeaderValue::from_str(&host).expect("an address is visible ASCII"),
-            path: PathAndQuery::from_static("/"),
-        };
-        Self { place, protocol }
+        let host = HeaderValue::from_str(&host).expect("an address is visible ASCII");
+        let request = Request::get(host, PathAndQuery::from_static("/"));
+        Self {
+            place,
+            protocol: Protocol::Http(request),
+        }
     }
 
     /// Speaks with the same place by sending these bytes.
@@ -81,8 +101,8 @@ impl Target {
     /// The same server, asked for another path by HTTP.
     #[must_use]
     pub fn with_path(mut self, wanted: PathAndQuery) -> Self {
-        if let Protocol::Http { path, .. } = &mut self.protocol {
-            *path = wanted;
+        if let Protocol::Http(request) = &mut self.protocol {
+            request.path = wanted;
         }
         self
     }
@@ -91,7 +111,7 @@ impl Target {
     pub fn is_http_url(&self) -> bool {
         matches!(
             (&self.place, &self.protocol),
-            (Place::Tcp(_), Protocol::Http { .. })
+            (Place::Tcp(_), Protocol::Http(_))
         )
     }
 
@@ -153,12 +173,11 @@ impl FromStr for Target {
             if !socket.starts_with(['/', '@']) {
                 return Err(form());
             }
+            let path = format!("/{path}").parse().map_err(|_| form())?;
+            let request = Request::get(HeaderValue::from_static(LOCALHOST), path);
             return Ok(Self {
                 place: Place::Unix(socket.into()),
-                protocol: Protocol::Http {
-                    host: HeaderValue::from_static(LOCALHOST),
-                    path: format!("/{path}").parse().map_err(|_| form())?,
-                },
+                protocol: Protocol::Http(request),
             });
         }
         let uri: Uri = text.parse().map_err(|_| form())?;
@@ -171,14 +190,14 @@ impl FromStr for Target {
         match (uri.scheme_str(), port) {
             (Some("http"), port) => Ok(Self {
                 place: resolve(host, port.unwrap_or(80))?,
-                protocol: Protocol::Http {
-                    host: HeaderValue::from_str(authority.as_str()).map_err(|_| form())?,
-                    path: match (uri.path(), uri.query()) {
+                protocol: Protocol::Http(Request::get(
+                    HeaderValue::from_str(authority.as_str()).map_err(|_| form())?,
+                    match (uri.path(), uri.query()) {
                         (path, None) => path.parse(),
                         (path, Some(query)) => format!("{path}?{query}").parse(),
                     }
                     .map_err(|_| form())?,
-                },
+                )),
             }),
             (Some("tcp"), Some(port)) if matches!(uri.path(), "" | "/") => Ok(Self {
                 place: resolve(host, port)?,
@@ -202,10 +221,10 @@ fn resolve(host: &str, port: u16) -> Result<Place, TargetError> {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.place, &self.protocol) {
-            (Place::Tcp(_), Protocol::Http { host, path }) => {
+            (Place::Tcp(_), Protocol::Http(Request { host, path, .. })) => {
                 write!(f, "http://{}{path}", host.to_str().unwrap_or_default())
             }
-            (Place::Unix(socket), Protocol::Http { path, .. }) => {
+            (Place::Unix(socket), Protocol::Http(Request { path, .. })) => {
                 write!(f, "unix:{}:{path}", socket.display())
             }
             (Place::Tcp(addresses), Protocol::Raw { .. }) => match addresses.first() {

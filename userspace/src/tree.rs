@@ -106,6 +106,12 @@ pub fn ns_pid(pid: HostPid) -> Option<NsPid> {
     status.nspid?.last().copied().map(NsPid)
 }
 
+/// The child of an init that has this pid in its namespace.
+pub fn find(init: HostPid, wanted: NsPid) -> Option<HostPid> {
+    let found = children(init);
+    found.into_iter().find(|&pid| ns_pid(pid) == Some(wanted))
+}
+
 /// Whether every thread of a process is stopped.
 pub fn is_stopped(pid: HostPid) -> bool {
     let Ok(tasks) = Process::new(pid.0).and_then(|process| process.tasks()) else {

@@ -11,10 +11,13 @@ Usage: server.py KIND PORT...
   two FIRST SECOND      listens on the first at once, and on the second later
   client PORT PEER      connects to PEER before it listens; answers whether it still is connected,
                         and connects anew if not
+  told PORT PEER        is connected to PEER until asked for /close; counts the SIGUSR1 it gets;
+                        takes a secret from the header of /reload; tells all that at /
 """
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -43,7 +46,7 @@ def serve(listener, respond, keep=None):
             connection.close()
             continue
         path = request.split(" ")[1]
-        respond(connection, path)
+        respond(connection, path if kind != "told" else request)
         if kind == "shutting":
             connection.shutdown(socket.SHUT_RDWR)
         if keep is None:
@@ -111,6 +114,27 @@ def client():
     serve(listen(ports[0]), respond)
 
 
+def told():
+    peer = socket.create_connection(("127.0.0.1", ports[1]))
+    signals, secret = [], "none"
+    signal.signal(signal.SIGUSR1, lambda *_: signals.append(1))
+
+    def respond(connection, request):
+        nonlocal peer, secret
+        method, path, _ = request.split(" ", 2)
+        if path == "/close":
+            peer.close()
+            peer = None
+        if path == "/reload":
+            lines = request.lower().splitlines()
+            secrets = [line for line in lines if line.startswith("warmimg-env: secret=")]
+            secret = method + ":" + (secrets[0].split("=")[1] if secrets else "none")
+        connected = "connected" if peer else "alone"
+        answer(connection, f"{connected}, {len(signals)} signals, {secret}")
+
+    serve(listen(ports[0]), respond)
+
+
 if kind in ("prefork", "vfork"):
     prefork()
 elif kind == "counting":
@@ -130,3 +154,5 @@ elif kind == "two":
     two()
 elif kind == "client":
     client()
+elif kind == "told":
+    told()

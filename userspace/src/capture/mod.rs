@@ -5,6 +5,7 @@ mod warm;
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
@@ -14,9 +15,10 @@ use rustix::thread::CapabilitySet;
 
 use crate::{
     carry,
-    criu::{self, CriuError, Program, ProgramError, UserError, kerndat::Kerndat},
+    criu::{self, CriuError, Program, ProgramError, TcpConnections, UserError, kerndat::Kerndat},
     edit::{self, EditError},
     freeze::{self, FreezeError, FrozenTree},
+    hook::{Hook, HookError},
     host::{self, Host},
     listener::{Listener, Wanted},
     output::Output,
@@ -70,6 +72,8 @@ pub enum CaptureError {
     Timeout(Box<NotReached>),
     #[error(transparent)]
     Warmup(#[from] WarmupError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error("the server listens nowhere that could be asked")]
     NoListener,
     #[error("the server still has connections after {} s", .limit.as_secs_f64())]
@@ -99,6 +103,38 @@ pub struct NotReached {
     pub output: Vec<String>,
 }
 
+/// What more there is to say about a capture.
+#[derive(Clone, Default)]
+pub struct How {
+    /// The listener that counts, if not any.
+    pub listener: Option<Wanted>,
+    /// What to ask before the capture at [`CapturePoint::Warm`].
+    pub warmups: Vec<Warmup>,
+    /// What to do before the freeze, while the server runs.
+    pub before_freeze: Vec<Hook>,
+    /// What to do after each restore.
+    pub after_restore: Vec<Hook>,
+    /// How long each hook may take.
+    pub hook_limit: Duration,
+    /// What becomes of the connections that the server has to others; refused if there is nothing
+    /// said.
+    pub outbound: TcpConnections,
+}
+
+impl How {
+    /// What of it has a meaning at a point.
+    #[must_use]
+    pub fn at(mut self, point: CapturePoint) -> Self {
+        if point != CapturePoint::Warm {
+            self.warmups.clear();
+        }
+        if !matches!(point, CapturePoint::Ready | CapturePoint::Warm) {
+            self.before_freeze.clear();
+        }
+        self
+    }
+}
+
 /// What to capture, and how.
 pub struct Options {
     pub command: Command,
@@ -106,14 +142,16 @@ pub struct Options {
     /// How long the command may take to the capture point.
     pub limit: Duration,
     pub name: String,
-    /// The listener that counts, if not any.
-    pub listener: Option<Wanted>,
-    /// What to ask before the capture at [`CapturePoint::Warm`].
-    pub warmups: Vec<Warmup>,
-    /// Take connections into the image as closed ones.
-    pub tcp_close: bool,
+    pub how: How,
     /// Go on running the captured tree.
     pub leave_running: bool,
+}
+
+impl Options {
+    /// Whether the server is to run on when it is ready: then it is not stopped in the kernel.
+    fn runs_on(&self) -> bool {
+        self.point == CapturePoint::Warm || !self.how.before_freeze.is_empty()
+    }
 }
 
 /// Where a capture is.
@@ -128,6 +166,9 @@ pub enum Progress {
     WarmingUp {
         warmup: usize,
         warmups: usize,
+    },
+    Hook {
+        hook: String,
     },
     Freezing,
     Dumping {
@@ -181,23 +222,26 @@ pub async fn capture(
     drop((stdout, stderr));
 
     progress(Progress::Attaching);
-    let mut watch = Watch::attach(Some(options.point), options.listener.as_ref())?;
+    let stop_at = Some(options.point).filter(|_| !options.runs_on());
+    let mut watch = Watch::attach(stop_at, options.how.listener.as_ref())?;
     let mut start_up = StartUp::new(options);
     let reached = async {
         start_up
             .run(&mut sandbox, &mut watch, &mut output, &mut progress)
             .await?;
         let dropped_events = watch.dropped()?;
-        if options.point == CapturePoint::Warm {
+        if options.runs_on() {
             // The events to come would be those of the requests.
             drop(watch);
             let steps = (&mut sandbox, &mut output, &mut start_up);
             let asked = warm::warm_up(steps, options, &mut progress).await?;
             progress(Progress::Freezing);
+            start_up.mark("freeze");
             let (tree, time) = warm::freeze_idle(&mut sandbox, &asked).await?;
             return Ok((tree, time, dropped_events));
         }
         progress(Progress::Freezing);
+        start_up.mark("freeze");
         let begun = Instant::now();
         let tree = freeze::freeze(&mut sandbox).await?;
         // Detached before CRIU works in the tree: what it does there is not the server's doing.
@@ -208,7 +252,7 @@ pub async fn capture(
         reached = reached => reached?,
         () = interrupted => return Err(CaptureError::Interrupted),
     };
-    let tcp_close = close_connections(&tree, options)?;
+    let connections = treat_connections(&tree, options.how.outbound)?;
 
     progress(Progress::Dumping {
         processes: tree.members.len(),
@@ -219,7 +263,7 @@ pub async fn capture(
     let request = criu::DumpRequest {
         root: tree.root,
         foreign_session: tree.foreign_session,
-        tcp_close,
+        connections,
         after: match options.leave_running {
             true => criu::AfterDump::LeaveStopped,
             false => criu::AfterDump::Kill,
@@ -227,6 +271,7 @@ pub async fn capture(
         limit: DUMP_LIMIT,
     };
     let begun = Instant::now();
+    start_up.mark("dump");
     criu::dump(&mut sandbox, user, &request, &staging.work())
         .await
         .map_err(|error| keep_log(store, error))?;
@@ -272,6 +317,16 @@ pub async fn capture(
         capture,
         listeners: tree.listeners,
         shared_ports: edit::shared_ports(&staging.criu())?,
+        connections: match connections {
+            TcpConnections::Established => tree.connections.iter().filter_map(ends).collect(),
+            TcpConnections::None | TcpConnections::Closed => vec![],
+        },
+        after_restore: options
+            .how
+            .after_restore
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
         root: tree.root,
         processes: tree.members.into_iter().map(|member| member.info).collect(),
         memory_bytes: memory_bytes(&staging.work()),
@@ -282,6 +337,7 @@ pub async fn capture(
         criu: CriuInfo {
             version,
             user,
+            connections,
             foreign_session: tree.foreign_session,
         },
         dependencies: store::dependencies(edit::files(&staging.criu())?),
@@ -291,23 +347,31 @@ pub async fn capture(
     Ok(Captured { image, running })
 }
 
-/// Whether TCP connections are to be restored as closed: those of clients that came too early
-/// always are.
-fn close_connections(tree: &FrozenTree, options: &Options) -> Result<bool, CaptureError> {
-    let tcp = || {
-        let is_tcp = |c: &&Connection| matches!(c.local, Listener::Tcp { .. });
-        tree.connections.iter().filter(is_tcp)
-    };
-    let outbound: Vec<Connection> = tcp()
-        .filter(|connection| !connection.is_inbound(&tree.listeners))
-        .cloned()
-        .collect();
-    if outbound.is_empty() || options.tcp_close {
-        return Ok(tcp().next().is_some());
+/// What becomes of the TCP connections of a tree. Those of clients that came too early are never
+/// a hindrance: they are closed.
+fn treat_connections(
+    tree: &FrozenTree,
+    outbound: TcpConnections,
+) -> Result<TcpConnections, CaptureError> {
+    let tcp = || tree.connections.iter().filter(|c| ends(c).is_some());
+    let is_outbound = |c: &&Connection| !c.is_inbound(&tree.listeners);
+    let mut refused = tcp().filter(is_outbound).cloned().peekable();
+    match (refused.peek(), outbound) {
+        (Some(_), TcpConnections::None) => Err(CaptureError::Connected {
+            connections: refused.collect(),
+        }),
+        (Some(_), chosen) => Ok(chosen),
+        (None, _) if tcp().next().is_some() => Ok(TcpConnections::Closed),
+        (None, _) => Ok(TcpConnections::None),
     }
-    Err(CaptureError::Connected {
-        connections: outbound,
-    })
+}
+
+/// Both ends of a connection by TCP.
+fn ends(connection: &Connection) -> Option<(SocketAddr, SocketAddr)> {
+    match (&connection.local, connection.peer) {
+        (Listener::Tcp { address }, Some(peer)) => Some((*address, peer)),
+        _ => None,
+    }
 }
 
 fn memory_bytes(work: &Path) -> u64 {

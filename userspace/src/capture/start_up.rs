@@ -82,7 +82,7 @@ impl<'a> StartUp<'a> {
                         command: self.command(),
                         awaited: self.awaited(),
                         limit: self.options.limit,
-                        wanted: self.options.listener.clone(),
+                        wanted: self.options.how.listener.clone(),
                         listens: self.listens.clone(),
                         blocked_on: tree::blocked_on(&tree::descendants(sandbox.init())),
                         output: output.last_lines(),
@@ -162,14 +162,20 @@ impl<'a> StartUp<'a> {
         });
         self.moments.push((event.time_ns, event.pid, text));
         self.stop_ns = event.time_ns;
-        event.stopped || (self.options.point == CapturePoint::Warm && is_ready)
+        event.stopped || (self.options.runs_on() && is_ready)
     }
 
-    /// Adds what is known without the probe.
+    /// Adds a step of the start-up that is known without the probe.
     pub fn add(&mut self, event: &str) {
-        self.stop_ns = crate::host::Clocks::now().monotonic_ns;
+        self.stop_ns = self.mark(event);
+    }
+
+    /// Adds what is known without the probe; returns when it was.
+    pub fn mark(&mut self, event: &str) -> u64 {
+        let now = crate::host::Clocks::now().monotonic_ns;
         let root = self.root.unwrap_or(HostPid(0));
-        self.moments.push((self.stop_ns, root, event.to_owned()));
+        self.moments.push((now, root, event.to_owned()));
+        now
     }
 
     fn since_exec_us(&self, time_ns: u64) -> u64 {

@@ -1,16 +1,17 @@
-//! The capture point `warm`: the server is asked until it has done what it does only once, and frozen
-//! when nobody is connected to it any more.
+//! Captures of a server that runs on when it is ready: it is asked until it has done what it does
+//! only once, the hooks are run, and it is frozen when nobody is connected to it any more.
 
 use std::time::{Duration, Instant};
 
 use super::{CaptureError, Options, Progress, start_up::StartUp};
 use crate::{
     freeze::{self, FrozenTree},
+    hook,
     listener::Listener,
     output::Output,
     spawn::Sandbox,
     target::Target,
-    tree::{self, Connection},
+    tree::{self, Connection, HostPid},
 };
 
 /// How long a server may take to close the connections of the requests.
@@ -19,7 +20,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// How often its connections are looked at.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Sends the requests; returns the listener that took them.
+/// Sends the requests and runs the hooks; returns the listener that took them.
 pub async fn warm_up(
     (sandbox, output, start_up): (&mut Sandbox, &mut Output, &mut StartUp<'_>),
     options: &Options,
@@ -28,27 +29,73 @@ pub async fn warm_up(
     let listener = start_up.ready_on.as_ref();
     let listener = listener.or(start_up.listens.first()).cloned();
     let listener = listener.ok_or(CaptureError::NoListener)?;
-    let server = Target::of_listener(&listener, &options.command.working_directory);
-    for (number, warmup) in options.warmups.iter().enumerate() {
+    let init = sandbox.init();
+    let mut awaited = "had answered all requests";
+    let outcome = tokio::select! {
+        outcome = async {
+            request(&listener, options, start_up, progress).await?;
+            awaited = "had been through all hooks";
+            run_hooks(init, &listener, options, start_up, progress).await
+        } => outcome,
+        status = sandbox.exit() => {
+            output.drained().await;
+            return Err(CaptureError::ExitedEarly {
+                command: start_up.command(),
+                awaited,
+                status: crate::instance::describe_status(status?),
+                output: output.last_lines(),
+            });
+        }
+    };
+    outcome.map(|()| listener)
+}
+
+async fn request(
+    listener: &Listener,
+    options: &Options,
+    start_up: &mut StartUp<'_>,
+    progress: &mut impl FnMut(Progress),
+) -> Result<(), CaptureError> {
+    let warmups = &options.how.warmups;
+    if warmups.is_empty() {
+        return Ok(());
+    }
+    let server = Target::of_listener(listener, &options.command.working_directory);
+    for (number, warmup) in warmups.iter().enumerate() {
         progress(Progress::WarmingUp {
             warmup: number + 1,
-            warmups: options.warmups.len(),
+            warmups: warmups.len(),
         });
-        tokio::select! {
-            outcome = warmup.run(&server, options.limit) => outcome?,
-            status = sandbox.exit() => {
-                output.drained().await;
-                return Err(CaptureError::ExitedEarly {
-                    command: start_up.command(),
-                    awaited: "had answered all requests",
-                    status: crate::instance::describe_status(status?),
-                    output: output.last_lines(),
-                });
-            }
-        }
+        warmup.run(&server, options.limit).await?;
     }
     start_up.add("warm-up done");
-    Ok(listener)
+    Ok(())
+}
+
+async fn run_hooks(
+    init: HostPid,
+    listener: &Listener,
+    options: &Options,
+    start_up: &mut StartUp<'_>,
+    progress: &mut impl FnMut(Progress),
+) -> Result<(), CaptureError> {
+    for hook in &options.how.before_freeze {
+        progress(Progress::Hook {
+            hook: hook.to_string(),
+        });
+        let subject = hook::Subject {
+            moment: hook::Moment::BeforeFreeze,
+            root: tree::children(init).first().copied(),
+            name: &options.name,
+            listeners: std::slice::from_ref(listener),
+            folder: options.command.working_directory.clone(),
+            variables: &[],
+            limit: options.how.hook_limit,
+        };
+        hook.run(&subject).await?;
+        start_up.add(&format!("hook {hook}"));
+    }
+    Ok(())
 }
 
 /// Freezes the tree when nobody is connected to the listener; returns how long the freeze took.

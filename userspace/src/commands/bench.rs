@@ -145,7 +145,7 @@ async fn capture_all(
     interrupted: impl Future<Output = ()>,
 ) -> Result<Vec<Image>, Error> {
     tokio::pin!(interrupted);
-    let warmups = arguments.how.warmups(&arguments.at)?;
+    let how = arguments.how.checked(&arguments.at)?;
     let mut images: Vec<Image> = Vec::new();
     for &point in &arguments.at {
         if images
@@ -159,9 +159,7 @@ async fn capture_all(
             point,
             limit: arguments.timeout,
             name: point.to_string(),
-            listener: arguments.how.listener.clone(),
-            warmups: warmups.clone(),
-            tcp_close: arguments.how.tcp_close,
+            how: how.clone().at(point),
             leave_running: false,
         };
         let progress = report.progress();

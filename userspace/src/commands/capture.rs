@@ -32,9 +32,7 @@ pub async fn run(
         point: arguments.at,
         limit: arguments.timeout,
         name,
-        listener: arguments.how.listener.clone(),
-        warmups: arguments.how.warmups(&[arguments.at])?,
-        tcp_close: arguments.how.tcp_close,
+        how: arguments.how.checked(&[arguments.at])?,
         leave_running: arguments.leave_running,
     };
     let mut signals = Signals::catch()?;

@@ -64,9 +64,7 @@ async fn self_test(criu: Option<&Path>, store: &Store) -> Result<Duration, Error
         point: CapturePoint::Ready,
         limit: LIMIT,
         name: "self-test".into(),
-        listener: None,
-        warmups: vec![],
-        tcp_close: false,
+        how: capture::How::default(),
         leave_running: false,
     };
     let criu = Program::find(criu)?;

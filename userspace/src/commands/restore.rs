@@ -24,6 +24,9 @@ pub async fn run(
         detached: arguments.detach,
         publish: arguments.publish.clone(),
         reuse_port: arguments.reuse_port,
+        after_restore: arguments.after_restore.clone(),
+        variables: arguments.env.clone(),
+        hook_limit: arguments.hook_timeout,
     };
     let mut signals = Signals::catch()?;
     // Held until all are there: if one fails, the others end with it.

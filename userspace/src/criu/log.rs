@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use crate::output::tail;
+
 /// The last lines of a log that are errors or warnings; if there are none, just the last lines.
 pub fn last_lines(log: &Path, count: usize) -> Vec<String> {
     let text = fs::read(log).unwrap_or_default();
@@ -13,17 +15,6 @@ pub fn last_lines(log: &Path, count: usize) -> Vec<String> {
     }
     let skip = trouble.len().saturating_sub(count);
     trouble[skip..]
-        .iter()
-        .map(|line| (*line).to_owned())
-        .collect()
-}
-
-/// The last lines of a text.
-pub fn tail(text: &[u8], count: usize) -> Vec<String> {
-    let text = String::from_utf8_lossy(text);
-    let lines: Vec<&str> = text.lines().collect();
-    let skip = lines.len().saturating_sub(count);
-    lines[skip..]
         .iter()
         .map(|line| (*line).to_owned())
         .collect()

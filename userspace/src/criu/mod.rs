@@ -20,6 +20,7 @@ use std::{
 use protobuf::Message as _;
 use rust_criu::rust_criu_protobuf::rpc;
 use rustix::net::{RecvFlags, SendFlags};
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 
 pub use self::{
@@ -92,13 +93,25 @@ pub enum AfterDump {
     LeaveStopped,
 }
 
+/// What becomes of the TCP connections of a tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TcpConnections {
+    /// There are none.
+    #[default]
+    None,
+    /// They are restored as closed.
+    Closed,
+    /// They are restored as they were.
+    Established,
+}
+
 /// A dump to be made.
 pub struct DumpRequest {
     pub root: NsPid,
     /// The root is no session leader.
     pub foreign_session: bool,
-    /// Leave out the state of TCP connections.
-    pub tcp_close: bool,
+    pub connections: TcpConnections,
     pub after: AfterDump,
     pub limit: Duration,
 }
@@ -110,6 +123,7 @@ pub struct RestoreRequest {
     pub inherited: Vec<(String, i32)>,
     /// As at the dump.
     pub foreign_session: bool,
+    pub connections: TcpConnections,
     pub limit: Duration,
 }
 
@@ -131,7 +145,11 @@ pub async fn dump(
     options.set_shell_job(request.foreign_session);
     // A client that connects to the frozen server is not part of it.
     options.set_tcp_skip_in_flight(true);
-    options.set_tcp_close(request.tcp_close);
+    match request.connections {
+        TcpConnections::None => {}
+        TcpConnections::Closed => options.set_tcp_close(true),
+        TcpConnections::Established => options.set_tcp_established(true),
+    }
     options.set_link_remap(true);
     options.set_ghost_limit(GHOST_LIMIT);
     let message = message(rpc::Criu_req_type::DUMP, options);
@@ -159,9 +177,12 @@ pub async fn restore(
 ) -> Result<NsPid, CriuError> {
     let mut options = options(RESTORE_LOG, LogLevel::Warning);
     options.set_rst_sibling(true);
-    // Connections are in the image only if they were to be closed, or had been, with only their
-    // descriptors left: CRIU would refuse those too.
-    options.set_tcp_close(true);
+    match request.connections {
+        TcpConnections::Established => options.set_tcp_established(true),
+        // Some may have been closed already, with only their descriptors left: CRIU would refuse
+        // those too.
+        TcpConnections::None | TcpConnections::Closed => options.set_tcp_close(true),
+    }
     options.set_shell_job(request.foreign_session);
     for (key, fd) in &request.inherited {
         let mut inherit = rpc::Inherit_fd::new();
@@ -226,7 +247,7 @@ fn options(log: &str, level: LogLevel) -> rpc::Criu_opts {
     options.set_unprivileged(true);
     options.set_file_locks(true);
     options.set_ext_unix_sk(true);
-    // There is no connection to protect: none is to go on.
+    // Nothing to protect: a connection that is to go on has no packet under way, or CRIU says so.
     options.set_network_lock(rpc::Criu_network_lock_method::SKIP);
     options.set_manage_cgroups_mode(rpc::Criu_cg_mode::IGNORE);
     options
@@ -259,7 +280,7 @@ async fn exchange(
         let mut lines = last_lines(&log, LOG_LINES);
         let errors = work.join(STDERR_FILE);
         if lines.is_empty() {
-            lines = log::tail(&fs::read(&errors).unwrap_or_default(), LOG_LINES);
+            lines = crate::output::tail(&fs::read(&errors).unwrap_or_default(), LOG_LINES);
         }
         // One that ended early has no log.
         let log = if log.exists() { log } else { errors };

@@ -61,7 +61,8 @@ impl Report {
         let threads: u64 = processes.iter().map(|process| process.threads).sum();
         let reached = capture
             .time_line
-            .last()
+            .iter()
+            .rfind(|moment| moment.at_us <= capture.start_up_us)
             .map_or("", |moment| moment.event.as_str());
         let mut out = Lines::default();
         out.add(&format!(

@@ -27,6 +27,7 @@ impl ProgressLine {
                     after.as_secs_f64() * 1000.0
                 )
             }
+            Progress::Hook { hook } => format!("running the hook {hook}"),
             Progress::WarmingUp { warmup, warmups } => {
                 format!("warming up: {warmup} of {warmups}")
             }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -9,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    criu::{User, Version},
+    criu::{TcpConnections, User, Version},
     host::{Clocks, Host},
     listener::Listener,
     tree::{NsPid, ProcessInfo},
@@ -30,6 +31,12 @@ pub struct Manifest {
     pub listeners: Vec<Listener>,
     /// TCP ports of them that the server shares with others by SO_REUSEPORT.
     pub shared_ports: BTreeSet<u16>,
+    /// TCP connections that are restored as they were: the own end, and the other.
+    #[serde(default)]
+    pub connections: Vec<(SocketAddr, SocketAddr)>,
+    /// What is done to each copy after its restore, as it was given on the command line.
+    #[serde(default)]
+    pub after_restore: Vec<String>,
     /// The process that the tree is restored from.
     pub root: NsPid,
     /// Parents before children.
@@ -79,8 +86,8 @@ pub struct Moment {
     pub at_us: u64,
     /// The process, by its pid in the image, if it still ran at the end.
     pub pid: Option<NsPid>,
-    /// `exec PATH`, `bind ADDRESS`, `listen ADDRESS`, `accept ADDRESS`, `wait ADDRESS`, `fork` or
-    /// `warm-up done`.
+    /// `exec PATH`, `bind ADDRESS`, `listen ADDRESS`, `accept ADDRESS`, `wait ADDRESS`, `fork`,
+    /// `warm-up done`, `hook HOOK`, `freeze` (it has begun) or `dump` (it has).
     pub event: String,
 }
 
@@ -90,6 +97,9 @@ pub struct CriuInfo {
     pub version: Version,
     /// Whom it ran as, and must run as again.
     pub user: User,
+    /// What became of the TCP connections of the tree.
+    #[serde(default)]
+    pub connections: TcpConnections,
     /// The leader of the root's session was gone, as that of a daemon is: CRIU restores the root
     /// into the session of init.
     pub foreign_session: bool,

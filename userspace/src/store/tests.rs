@@ -23,6 +23,8 @@ fn manifest(created_ms: u64) -> Manifest {
         },
         listeners: vec![],
         shared_ports: Default::default(),
+        connections: vec![],
+        after_restore: vec![],
         root: NsPid(300),
         processes: vec![],
         memory_bytes: 4096,
@@ -33,6 +35,7 @@ fn manifest(created_ms: u64) -> Manifest {
         criu: CriuInfo {
             version: criu::Version(4, 2, 1),
             user: criu::User::Root,
+            connections: criu::TcpConnections::None,
             foreign_session: false,
         },
         dependencies: vec![],
