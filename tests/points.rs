@@ -418,3 +418,77 @@ fn connections_to_others_go_on_once_if_asked() {
     );
     workspace.assert_clean();
 }
+
+#[test]
+fn the_best_point_is_found_and_the_others_are_gone() {
+    let workspace = Workspace::alone();
+    let port = free_port();
+    let lazy = server("lazy", &[port]);
+    let options = [
+        "--at",
+        "auto",
+        "--name",
+        "best",
+        "--warmup",
+        "/,count=2,status=404",
+    ];
+    let (report, _) = expect(0, &mut lazy.capture(&workspace, &options));
+    let row = |point: &str| {
+        let mut lines = report.lines();
+        lines
+            .find(|line| line.starts_with(point))
+            .unwrap()
+            .to_owned()
+    };
+    assert!(row("warm").ends_with("kept: the fastest"), "{report}");
+    for (point, least) in [("ready", 300.0), ("listen", 600.0), ("pre-listen", 600.0)] {
+        let figure = row(point).split_whitespace().nth(1).unwrap().parse::<f64>();
+        assert!(figure.unwrap() > least, "{report}");
+    }
+    assert!(
+        row("fork").contains("no image: no process forks between its first listen and ready"),
+        "{report}"
+    );
+    assert!(report.contains("Captured /usr/bin/python3"), "{report}");
+    assert_eq!(manifest(&workspace, "best")["capture"]["point"], "warm");
+    assert_eq!(workspace.run(["--json", "images"]).lines().count(), 1);
+    workspace.run(["restore", "-d", "best"]);
+    let answer = ask::get(port, "/").unwrap_err().to_string();
+    assert_eq!(answer, "status 404: nothing here");
+    workspace.run(["stop", "--all"]);
+    // What cannot be warmed up as told is measured by how it does answer.
+    let options = ["--json", "capture", "--at", "auto", "--name", "other", "--"];
+    let mut words: Vec<&str> = options.to_vec();
+    words.extend(lazy.command.iter().map(String::as_str));
+    let report = workspace.run(words);
+    let lines: Vec<Value> = report
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 6, "{report}");
+    assert_eq!(
+        (&lines[0]["point"], &lines[0]["kept"]),
+        (&"ready".into(), &"fastest".into())
+    );
+    let reason = lines[4]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("with status 404, not 200 to 399"),
+        "{report}"
+    );
+    // A failure that concerns all points makes no image.
+    let gone = server("client", &[port, 1]);
+    expect(
+        102,
+        &mut gone.capture(&workspace, &["--at", "auto", "--name", "gone"]),
+    );
+    let options = ["--at", "auto", "--leave-running"];
+    let (_, error) = expect(2, &mut gone.capture(&workspace, &options));
+    assert!(error.contains("starts the server several times"), "{error}");
+    let (_, error) = expect(2, &mut gone.capture(&workspace, &["--at", "nowhere"]));
+    assert!(
+        error.contains("[possible values: ready, listen, pre-listen"),
+        "{error}"
+    );
+    assert_eq!(workspace.run(["--json", "images"]).lines().count(), 2);
+    workspace.assert_clean();
+}

@@ -1,8 +1,8 @@
 //! The command line.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, sync::LazyLock, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 use crate::{
     capture,
@@ -103,7 +103,7 @@ pub struct Capture {
     pub name: Option<String>,
     /// When to freeze the server
     #[arg(long, value_enum, default_value_t, value_name = "POINT")]
-    pub at: CapturePoint,
+    pub at: At,
     /// How long the server may take to get there, in seconds
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Duration,
@@ -118,6 +118,39 @@ pub struct Capture {
     /// The server and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,
+}
+
+/// A capture point, or the choice of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    Point(CapturePoint),
+    Auto,
+}
+
+impl Default for At {
+    fn default() -> Self {
+        Self::Point(CapturePoint::default())
+    }
+}
+
+impl ValueEnum for At {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: LazyLock<Vec<At>> = LazyLock::new(|| {
+            let points = CapturePoint::value_variants().iter().copied();
+            points.map(At::Point).chain([At::Auto]).collect()
+        });
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        match self {
+            Self::Point(point) => point.to_possible_value(),
+            Self::Auto => Some(PossibleValue::new("auto").help(
+                "The best of those that apply: each is restored several times, and the image that \
+                 is fastest to a first response is kept; of those as fast, the smallest",
+            )),
+        }
+    }
 }
 
 /// What more there is to say about a capture.

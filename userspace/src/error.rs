@@ -53,6 +53,8 @@ pub enum Error {
     NothingToAsk,
     #[error("--warmup has no meaning without --at warm")]
     WarmupWithoutPoint,
+    #[error("--leave-running has no meaning with --at auto, which starts the server several times")]
+    AutoLeaveRunning,
     #[error("--before-freeze has no meaning but with --at ready or warm")]
     HookWithoutPoint,
     #[error("cannot start the asynchronous runtime")]
@@ -124,6 +126,7 @@ impl Error {
             | Self::NothingToAsk
             | Self::WarmupWithoutPoint
             | Self::HookWithoutPoint
+            | Self::AutoLeaveRunning
             | Self::Overwrite(_)
             | Self::Meaningless { .. } => ExitCode::Usage,
             Self::Bench(error) => bench_code(error),
@@ -231,6 +234,7 @@ impl Error {
             }
             Self::Escape(_) => r"known are \r, \n, \t, \0, \\ and \xHH".into(),
             Self::WarmupWithoutPoint => "add --at warm, or leave --warmup out".into(),
+            Self::AutoLeaveRunning => "restore the image when it is made".into(),
             Self::HookWithoutPoint => {
                 "at every other point the tree stands still before the server can be told anything"
                     .into()

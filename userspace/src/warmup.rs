@@ -123,15 +123,20 @@ impl Default for Warmup {
 }
 
 impl Warmup {
+    /// What is asked; `server` is where paths are asked for.
+    pub fn target(&self, server: &Target) -> Target {
+        match &self.place {
+            Place::Target(target) => target.clone(),
+            Place::Path(path) => server.clone().with_path(path.clone()),
+        }
+    }
+
     /// Asks until all was answered as expected; `server` is where paths are asked for.
     ///
     /// # Errors
     /// See [`WarmupError`].
     pub async fn run(&self, server: &Target, limit: Duration) -> Result<(), WarmupError> {
-        let target = match &self.place {
-            Place::Target(target) => target.clone(),
-            Place::Path(path) => server.clone().with_path(path.clone()),
-        };
+        let target = self.target(server);
         let answered = Rc::new(Cell::new(0));
         let workers = LocalSet::new();
         let begun = Rc::new(Cell::new(0));

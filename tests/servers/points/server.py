@@ -11,6 +11,7 @@ Usage: server.py KIND PORT...
   two FIRST SECOND      listens on the first at once, and on the second later
   client PORT PEER      connects to PEER before it listens; answers whether it still is connected,
                         and connects anew if not
+  lazy PORT             takes a while after it listens, and again for its first answer, a 404
   told PORT PEER        is connected to PEER until asked for /close; counts the SIGUSR1 it gets;
                         takes a secret from the header of /reload; tells all that at /
 """
@@ -114,6 +115,20 @@ def client():
     serve(listen(ports[0]), respond)
 
 
+def lazy():
+    listener = listen(ports[0])
+    time.sleep(0.3)
+    loaded = []
+
+    def respond(connection, _):
+        if not loaded:
+            time.sleep(0.3)
+            loaded.append(1)
+        answer(connection, "nothing here", "404 Not Found")
+
+    serve(listener, respond)
+
+
 def told():
     peer = socket.create_connection(("127.0.0.1", ports[1]))
     signals, secret = [], "none"
@@ -154,5 +169,7 @@ elif kind == "two":
     two()
 elif kind == "client":
     client()
+elif kind == "lazy":
+    lazy()
 elif kind == "told":
     told()

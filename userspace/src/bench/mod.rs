@@ -3,6 +3,7 @@
 //! Invariant: every subject is started and asked in the same way, and whatever a run started is
 //! gone when it is over.
 
+pub mod choice;
 pub mod gate;
 mod meter;
 pub mod results;

@@ -180,6 +180,8 @@ pub enum Progress {
 /// What came of it.
 pub struct Captured {
     pub image: Image,
+    /// A process of it forked after a socket had listened.
+    pub forked_after_listen: bool,
     /// The server, if it was left running.
     pub running: Option<(Sandbox, Output)>,
 }
@@ -303,8 +305,8 @@ pub async fn capture(
         time_line: start_up.time_line(&tree),
         dropped_events,
     };
-    let names = start_up.pipe_names;
-    let [stdout, stderr] = names;
+    let forked_after_listen = start_up.forked_after_listen;
+    let [stdout, stderr] = start_up.pipe_names;
     let manifest = Manifest {
         schema: store::SCHEMA,
         created_ms: store::now_ms(),
@@ -344,7 +346,11 @@ pub async fn capture(
         files: vec![],
     };
     let image = store.commit(staging, manifest, &options.name)?;
-    Ok(Captured { image, running })
+    Ok(Captured {
+        image,
+        forked_after_listen,
+        running,
+    })
 }
 
 /// What becomes of the TCP connections of a tree. Those of clients that came too early are never

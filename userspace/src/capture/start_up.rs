@@ -25,6 +25,7 @@ pub struct StartUp<'a> {
     pub listens: Vec<Listener>,
     /// What it first waited on.
     pub ready_on: Option<Listener>,
+    pub forked_after_listen: bool,
     moments: Vec<(u64, HostPid, String)>,
 }
 
@@ -38,6 +39,7 @@ impl<'a> StartUp<'a> {
             stop_ns: 0,
             listens: vec![],
             ready_on: None,
+            forked_after_listen: false,
             moments: vec![],
         }
     }
@@ -136,7 +138,11 @@ impl<'a> StartUp<'a> {
         }
         let is_ready = matches!(event.what, What::Accept { .. } | What::Wait { .. });
         let text = match event.what {
-            What::Fork { .. } | What::Exit { .. } => return false,
+            What::Fork { .. } => {
+                self.forked_after_listen |= !self.listens.is_empty();
+                return false;
+            }
+            What::Exit { .. } => return false,
             What::Exec { path } => {
                 if Some(event.pid) == self.root && self.exec_ns.is_none() {
                     self.exec_ns = Some(event.time_ns);

@@ -2,17 +2,20 @@
 
 use std::path::Path;
 
+use clap::ValueEnum as _;
+
 use super::{
-    prepare,
+    auto, prepare,
     supervise::{Signals, supervise},
 };
 use crate::{
     capture::{self, Options},
-    cli,
+    cli::{self, At},
     error::Error,
     report::Report,
     spawn::Command,
     store::{self, StoreError},
+    watch::CapturePoint,
 };
 
 pub async fn run(
@@ -27,15 +30,25 @@ pub async fn run(
     };
     store::check_name(&name)?;
     let (store, criu) = prepare(global)?;
+    let (point, points) = match arguments.at {
+        At::Point(point) => (point, vec![point]),
+        At::Auto if arguments.leave_running => return Err(Error::AutoLeaveRunning),
+        At::Auto => (CapturePoint::Ready, CapturePoint::value_variants().to_vec()),
+    };
     let options = Options {
         command,
-        point: arguments.at,
+        point,
         limit: arguments.timeout,
         name,
-        how: arguments.how.checked(&[arguments.at])?,
+        how: arguments.how.checked(&points)?,
         leave_running: arguments.leave_running,
     };
     let mut signals = Signals::catch()?;
+    if arguments.at == At::Auto {
+        let image = auto::capture_best(&store, &criu, &options, &mut signals, report).await?;
+        report.captured(&image, &global.store)?;
+        return Ok(0);
+    }
     let progress = report.progress();
     let captured = capture::capture(&store, &criu, &options, signals.ended(), |step| {
         progress.show(&step);

@@ -1,5 +1,6 @@
 //! The commands: each takes its arguments, composes the stages, and reports.
 
+mod auto;
 mod bench;
 mod capture;
 mod doctor;
@@ -7,6 +8,7 @@ mod documents;
 mod images;
 mod instances;
 mod restore;
+mod subjects;
 mod supervise;
 
 use crate::{

@@ -10,6 +10,7 @@ use std::{
 };
 
 use comfy_table::Table;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::units::{Age, Bytes, Milliseconds};
@@ -18,6 +19,7 @@ pub use self::{
     progress::ProgressLine,
 };
 use crate::{
+    bench::{choice::Reason, statistics::Estimate},
     cli::{DEFAULT_STORE, STORE_VARIABLE},
     doctor::{Finding, Severity},
     error::Error,
@@ -25,10 +27,29 @@ use crate::{
     listener::Listener,
     restore::Restored,
     store::{Digest, Image, Manifest},
+    watch::CapturePoint,
 };
 
 /// The version of what `--json` prints. Raised when a reader of the older one would go wrong.
 const SCHEMA: u32 = 1;
+
+/// A point of `capture --at auto`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum AutoRow {
+    Measured {
+        point: CapturePoint,
+        /// In milliseconds.
+        first_response: Estimate,
+        bytes: u64,
+        /// Why it was kept, if it was.
+        kept: Option<Reason>,
+    },
+    Failed {
+        point: CapturePoint,
+        reason: String,
+    },
+}
 
 /// Prints results for people or as JSON Lines.
 pub struct Report {
@@ -112,6 +133,48 @@ impl Report {
             "Restore it with: warmimg {store}restore {}",
             image.label()
         ));
+        out.print()
+    }
+
+    /// What became of each point of `capture --at auto`.
+    pub fn compared(&self, rows: &[AutoRow], runs: usize) -> Result<(), Error> {
+        if self.json {
+            return rows
+                .iter()
+                .try_for_each(|row| self.line("point", json!(row)));
+        }
+        let mut lines = vec![["POINT", "FIRST RESPONSE", "IMAGE", ""].map(str::to_owned)];
+        lines.extend(rows.iter().map(|row| match row {
+            AutoRow::Measured {
+                point,
+                first_response,
+                bytes,
+                kept,
+            } => [
+                point.to_string(),
+                format!("{:.1} ms", first_response.value),
+                Bytes(*bytes).to_string(),
+                match kept {
+                    None => String::new(),
+                    Some(Reason::Fastest) => "kept: the fastest".to_owned(),
+                    Some(Reason::Smaller) => "kept: as fast as the fastest, and smaller".to_owned(),
+                },
+            ],
+            AutoRow::Failed { point, reason } => {
+                let none = || "-".to_owned();
+                [
+                    point.to_string(),
+                    none(),
+                    none(),
+                    format!("no image: {reason}"),
+                ]
+            }
+        }));
+        table(lines)?;
+        let mut out = Lines::default();
+        out.add("");
+        out.add(&format!("Medians of {runs} restores each, in turn."));
+        out.add("");
         out.print()
     }
 

@@ -220,6 +220,24 @@ impl Store {
         })
     }
 
+    /// Takes an image of a store within this one, and points a name to it.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`]; the store is then as it was.
+    pub fn adopt(&self, image: &Image, name: &str) -> Result<Image, StoreError> {
+        check_name(name)?;
+        let folder = self.root.join("images").join(&image.digest.0);
+        fs::rename(&image.folder, &folder).map_err(write_error(&folder))?;
+        sync_folder(&self.root.join("images"))?;
+        self.point(name, &image.digest)?;
+        Ok(Image {
+            names: self.names_of(&image.digest),
+            digest: image.digest.clone(),
+            manifest: image.manifest.clone(),
+            folder,
+        })
+    }
+
     fn point(&self, name: &str, digest: &Digest) -> Result<(), StoreError> {
         let folder = self.root.join("names");
         let aside = folder.join(format!(".{name}.{}", std::process::id()));
