@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod bench;
+mod checkpoint;
 mod documents;
 mod errors;
 mod gate;

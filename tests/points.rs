@@ -137,7 +137,7 @@ fn restore_stopped(workspace: &Workspace, images: &Path, manifest: &Value) -> (K
     let program = criu::Program::find(None).unwrap().path;
     let work = workspace.path().join("work");
     fs::create_dir(&work).unwrap();
-    let pipes = ["stdout", "stderr"].map(|pipe| manifest[pipe].as_str().unwrap());
+    let pipes = ["stdout", "stderr"].map(|pipe| manifest[pipe].as_str());
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
     command.arg(program);

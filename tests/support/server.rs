@@ -141,6 +141,12 @@ fn remove(path: &Path) {
 /// A server without warmimg, in a process group of its own.
 pub struct ColdServer(Killed);
 
+impl ColdServer {
+    pub fn pid(&self) -> u32 {
+        self.0.0.id()
+    }
+}
+
 impl Drop for ColdServer {
     fn drop(&mut self) {
         let group = nix::unistd::Pid::from_raw(self.0.0.id() as i32);

@@ -62,6 +62,12 @@ pub struct Global {
 pub enum Command {
     /// Start a server and make an image of it when it is ready
     Capture(Capture),
+    /// Make an image of a server that runs already, and end it
+    ///
+    /// Of an instance, or of any process with all below it, also one that warmimg did not start,
+    /// as long as it has no terminal and is in no container. Connections of clients are not part
+    /// of the image.
+    Checkpoint(Checkpoint),
     /// Bring a server back from its image
     ///
     /// In the foreground, the server's output streams, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1
@@ -174,13 +180,8 @@ pub struct How {
     /// How long each hook may take, in seconds
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
     pub hook_timeout: Duration,
-    /// Restore TCP connections that the server has to others as closed ones
-    #[arg(long)]
-    pub tcp_close: bool,
-    /// Restore TCP connections that the server has to others as they were: once, and as long as
-    /// the others keep their ends
-    #[arg(long, conflicts_with = "tcp_close")]
-    pub tcp_established: bool,
+    #[command(flatten)]
+    pub connections: Connections,
 }
 
 impl How {
@@ -207,12 +208,46 @@ impl How {
             before_freeze: self.before_freeze.clone(),
             after_restore: self.after_restore.clone(),
             hook_limit: self.hook_timeout,
-            outbound: match (self.tcp_close, self.tcp_established) {
-                (true, _) => TcpConnections::Closed,
-                (_, true) => TcpConnections::Established,
-                (false, false) => TcpConnections::None,
-            },
+            outbound: self.connections.treatment(),
         })
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Checkpoint {
+    /// The instance, or the pid of the root of the tree
+    #[arg(long, value_name = "PID|ID")]
+    pub pid: String,
+    /// Name of the image [default: that of the instance's image, or the command's]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Go on running the tree once its image is made
+    #[arg(long)]
+    pub leave_running: bool,
+    #[command(flatten)]
+    pub connections: Connections,
+}
+
+/// What becomes of connections.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Connections {
+    /// Restore TCP connections that the server has to others as closed ones
+    #[arg(long)]
+    pub tcp_close: bool,
+    /// Restore TCP connections that the server has to others as they were: once, and as long as
+    /// the others keep their ends
+    #[arg(long, conflicts_with = "tcp_close")]
+    pub tcp_established: bool,
+}
+
+impl Connections {
+    /// What is said of them.
+    pub fn treatment(self) -> TcpConnections {
+        match (self.tcp_close, self.tcp_established) {
+            (true, _) => TcpConnections::Closed,
+            (_, true) => TcpConnections::Established,
+            (false, false) => TcpConnections::None,
+        }
     }
 }
 

@@ -57,6 +57,8 @@ pub enum Error {
     AutoLeaveRunning,
     #[error("--before-freeze has no meaning but with --at ready or warm")]
     HookWithoutPoint,
+    #[error("{0} has ended")]
+    Ended(String),
     #[error("cannot start the asynchronous runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot write the output")]
@@ -136,7 +138,9 @@ impl Error {
             Self::Requirement(_) => ExitCode::MissingCapability,
             Self::Program(_) => ExitCode::NoCriu,
             Self::Store(error) => store_code(error),
-            Self::Instance(InstanceError::Unknown { .. }) => ExitCode::UnknownInstance,
+            Self::Instance(InstanceError::Unknown { .. }) | Self::Ended(_) => {
+                ExitCode::UnknownInstance
+            }
             Self::Capture(error) => match error {
                 CaptureError::Exec { .. } => ExitCode::CommandNotFound,
                 CaptureError::ExitedEarly { .. } => ExitCode::ExitedEarly,
@@ -149,7 +153,10 @@ impl Error {
                 CaptureError::Warmup(_) => ExitCode::UnexpectedAnswer,
                 CaptureError::Hook(error) => hook_code(error),
                 CaptureError::Busy { .. } | CaptureError::Connected { .. } => ExitCode::Connected,
+                CaptureError::NoProcess(_) => ExitCode::UnknownInstance,
                 CaptureError::User(_)
+                | CaptureError::Terminal { .. }
+                | CaptureError::Spawn(SpawnError::Container { .. })
                 | CaptureError::Freeze(FreezeError::SeveralRoots { .. })
                 | CaptureError::Edit(EditError::NotInListen) => ExitCode::UnsupportedTree,
                 _ => ExitCode::Failure,
@@ -217,6 +224,7 @@ impl Error {
                 format!("the image listens on: {}", listeners.join(", "))
             }
             Self::Restore(RestoreError::Criu(error)) => criu_hint(error)?,
+            Self::Ended(_) => "`warmimg ps` tells what runs".into(),
             Self::NothingNamed => "`warmimg ps` lists the instances".into(),
             Self::Bench(error) => bench_hint(error)?,
             Self::Results(ResultsError::Newer { .. }) => "use the warmimg that wrote it".into(),
@@ -454,6 +462,13 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
         CaptureError::Freeze(FreezeError::SeveralRoots { .. }) => {
             "start one server per capture, in the foreground".into()
         }
+        CaptureError::NoProcess(_) => {
+            "`warmimg ps` lists the instances; a pid is one of this host".into()
+        }
+        CaptureError::Terminal { .. } => {
+            "start it with its input and output elsewhere: COMMAND </dev/null >FILE 2>&1 &".into()
+        }
+        CaptureError::Spawn(SpawnError::Container { .. }) => "run warmimg in that container".into(),
         CaptureError::Edit(EditError::NotInListen) => {
             "choose --at listen: with io_uring, and on other processors than x86-64, an image \
              cannot be rewound"

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use rustix::process::Signal;
 
 use crate::{
     host::Clocks,
     listener::Listener,
-    spawn::{Sandbox, SpawnError},
+    spawn::SpawnError,
     tree::{self, Connection, HostPid, Member, NsPid},
 };
 
@@ -45,16 +45,52 @@ pub struct FrozenTree {
     pub clocks: Clocks,
 }
 
-/// Stops every process of the sandbox and describes what stands still.
+/// Where a tree begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Top {
+    /// Below this process, an init.
+    Init(HostPid),
+    /// With this process.
+    Root(HostPid),
+}
+
+impl Top {
+    /// Lets all processes go on.
+    pub fn go_on(self) {
+        for pid in self.pids() {
+            tree::signal(pid, Signal::CONT);
+        }
+    }
+
+    /// The processes that run, parents before children.
+    fn pids(self) -> Vec<HostPid> {
+        match self {
+            Self::Init(init) => tree::descendants(init),
+            Self::Root(root) => std::iter::once(root)
+                .chain(tree::descendants(root))
+                .collect(),
+        }
+    }
+}
+
+impl FrozenTree {
+    /// Sends a signal to all processes; SIGCONT lets them go on.
+    pub fn signal(&self, signal: Signal) {
+        for member in &self.members {
+            tree::signal(member.host, signal);
+        }
+    }
+}
+
+/// Stops every process of a tree and describes what stands still.
 ///
 /// # Errors
 /// See [`FreezeError`].
-pub async fn freeze(sandbox: &mut Sandbox) -> Result<FrozenTree, FreezeError> {
-    sandbox.signal_all(Signal::SIGSTOP as i32).await?;
-    let pids = tokio::time::timeout(LIMIT, all_stopped(sandbox.init()))
+pub async fn freeze(top: Top) -> Result<FrozenTree, FreezeError> {
+    let pids = tokio::time::timeout(LIMIT, all_stopped(top))
         .await
         .map_err(|_| {
-            let moving = tree::descendants(sandbox.init());
+            let moving = top.pids();
             let moving: Vec<_> = moving
                 .into_iter()
                 .filter(|&pid| !tree::is_stopped(pid))
@@ -63,12 +99,14 @@ pub async fn freeze(sandbox: &mut Sandbox) -> Result<FrozenTree, FreezeError> {
                 busy: tree::blocked_on(&moving),
             }
         })?;
-    let clocks = Clocks::now();
+    let first = pids.first().ok_or(FreezeError::Gone)?;
+    let clocks = Clocks::of(*first).map_err(|_| FreezeError::Gone)?;
     let members = tree::describe(&pids);
-    let roots: Vec<&Member> = members
-        .iter()
-        .filter(|m| m.info.parent == NsPid(1))
-        .collect();
+    let is_root = |member: &&Member| match top {
+        Top::Init(_) => member.info.parent == NsPid(1),
+        Top::Root(root) => member.host == root,
+    };
+    let roots: Vec<&Member> = members.iter().filter(is_root).collect();
     let (root, foreign_session) = match roots[..] {
         [root] => (root.info.pid, root.session != root.info.pid),
         [] => return Err(FreezeError::Gone),
@@ -91,9 +129,14 @@ pub async fn freeze(sandbox: &mut Sandbox) -> Result<FrozenTree, FreezeError> {
     })
 }
 
-async fn all_stopped(init: HostPid) -> Vec<HostPid> {
+async fn all_stopped(top: Top) -> Vec<HostPid> {
     loop {
-        let pids = tree::descendants(init);
+        let pids = top.pids();
+        for &pid in &pids {
+            if !tree::is_stopped(pid) {
+                tree::signal(pid, Signal::STOP);
+            }
+        }
         if pids.iter().all(|&pid| tree::is_stopped(pid)) {
             return pids;
         }

@@ -5,6 +5,8 @@ use std::{fs, io, time::Duration};
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
+use crate::tree::HostPid;
+
 /// The host that an image was captured on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
@@ -105,9 +107,52 @@ impl Clocks {
     }
 }
 
+impl Clocks {
+    /// What the clocks of a process show now, which may be in another time namespace.
+    ///
+    /// # Errors
+    /// If its `/proc/PID/timens_offsets` cannot be read.
+    pub fn of(pid: HostPid) -> io::Result<Self> {
+        let path = format!("/proc/{pid}/timens_offsets");
+        // A kernel without time namespaces has no such file.
+        let offsets = match fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other?,
+        };
+        Ok(Self::now().beyond(&offsets))
+    }
+
+    /// Adds the offsets in the text of `/proc/PID/timens_offsets`; see time_namespaces(7).
+    fn beyond(self, offsets: &str) -> Self {
+        let offset = |clock: &str| {
+            let line = offsets.lines().find(|line| line.starts_with(clock));
+            let mut numbers = line?.split_whitespace().skip(1).map(str::parse::<i64>);
+            let (s, ns) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+            Some(s * 1_000_000_000 + ns)
+        };
+        let add = |ns: u64, clock| ns.saturating_add_signed(offset(clock).unwrap_or(0));
+        Self {
+            monotonic_ns: add(self.monotonic_ns, "monotonic"),
+            boottime_ns: add(self.boottime_ns, "boottime"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks_of_a_time_namespace_differ_by_its_offsets() {
+        let clocks = Clocks {
+            monotonic_ns: 10_000_000_000,
+            boottime_ns: 20_000_000_000,
+        };
+        let there = clocks.beyond("monotonic        -3  500000000\nboottime 2 1\n");
+        assert_eq!(there.monotonic_ns, 7_500_000_000);
+        assert_eq!(there.boottime_ns, 22_000_000_001);
+        assert_eq!(clocks.beyond(""), clocks);
+    }
 
     #[test]
     fn versions_are_compared_by_number() {

@@ -7,7 +7,13 @@ use std::{
     str::FromStr,
 };
 
+use procfs::{
+    net::{TcpNetEntry, TcpState},
+    process::Process,
+};
 use serde::{Deserialize, Serialize};
+
+use crate::tree::HostPid;
 
 /// Where a server takes connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,33 +87,30 @@ pub fn is_own(ip: IpAddr) -> bool {
 
 /// Every listening socket of the network namespace, with its inode.
 pub fn all() -> Vec<(u64, Listener)> {
-    let tcp = procfs::net::tcp().unwrap_or_default();
-    let tcp6 = procfs::net::tcp6().unwrap_or_default();
-    let mut found: Vec<_> = tcp
-        .into_iter()
-        .chain(tcp6)
-        .filter(|entry| entry.state == procfs::net::TcpState::Listen)
+    all_of(OWN)
+}
+
+/// Every listening socket of the network namespace of a process, with its inode.
+pub fn all_of(pid: HostPid) -> Vec<(u64, Listener)> {
+    let mut found: Vec<_> = tcp_sockets(pid)
+        .filter(|entry| entry.state == TcpState::Listen)
         .map(|entry| {
-            (
-                entry.inode,
-                Listener::Tcp {
-                    address: entry.local_address,
-                },
-            )
+            let address = entry.local_address;
+            (entry.inode, Listener::Tcp { address })
         })
         .collect();
-    found.extend(parse_unix(
-        &fs::read_to_string("/proc/net/unix").unwrap_or_default(),
-    ));
+    found.extend(parse_unix(&unix_table(pid)));
     found
 }
 
 /// Every connected socket of the network namespace, by TCP or with a path: its inode, its own end,
 /// and the other, which only TCP names.
 pub fn connected() -> Vec<(u64, Listener, Option<SocketAddr>)> {
-    use procfs::net::TcpState;
-    let tcp = procfs::net::tcp().unwrap_or_default();
-    let tcp6 = procfs::net::tcp6().unwrap_or_default();
+    connected_of(OWN)
+}
+
+/// The same of the network namespace of a process.
+pub fn connected_of(pid: HostPid) -> Vec<(u64, Listener, Option<SocketAddr>)> {
     // One in TIME_WAIT is nobody's any more.
     let is_connected = |state: &TcpState| {
         !matches!(
@@ -115,26 +118,44 @@ pub fn connected() -> Vec<(u64, Listener, Option<SocketAddr>)> {
             TcpState::Listen | TcpState::Close | TcpState::TimeWait
         )
     };
-    let mut found: Vec<_> = tcp
-        .into_iter()
-        .chain(tcp6)
+    let mut found: Vec<_> = tcp_sockets(pid)
         .filter(|entry| is_connected(&entry.state))
         .map(|entry| {
             let address = entry.local_address;
-            (
-                entry.inode,
-                Listener::Tcp { address },
-                Some(entry.remote_address),
-            )
+            let peer = entry.remote_address;
+            (entry.inode, Listener::Tcp { address }, Some(peer))
         })
         .collect();
-    let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let unix = unix_sockets(&text).filter(|socket| !socket.listens && socket.connected);
+    let table = unix_table(pid);
+    let unix = unix_sockets(&table).filter(|socket| !socket.listens && socket.connected);
     found.extend(unix.map(|socket| {
         let path = socket.path.into();
         (socket.inode, Listener::Unix { path }, None)
     }));
     found
+}
+
+/// This process, as /proc calls it: no process has the pid 0.
+const OWN: HostPid = HostPid(0);
+
+fn tcp_sockets(pid: HostPid) -> impl Iterator<Item = TcpNetEntry> {
+    let process = match pid {
+        OWN => Process::myself(),
+        HostPid(pid) => Process::new(pid),
+    };
+    let read = |read: fn(&Process) -> procfs::ProcResult<Vec<TcpNetEntry>>| {
+        process.as_ref().ok().and_then(|process| read(process).ok())
+    };
+    let (v4, v6) = (read(Process::tcp), read(Process::tcp6));
+    v4.into_iter().chain(v6).flatten()
+}
+
+fn unix_table(pid: HostPid) -> String {
+    let path = match pid {
+        OWN => "/proc/self/net/unix".to_owned(),
+        pid => format!("/proc/{pid}/net/unix"),
+    };
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 /// A Unix socket with a name.

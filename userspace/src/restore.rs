@@ -171,6 +171,7 @@ pub async fn restore(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
+        enter: None,
     };
     let open = |path: std::path::PathBuf| {
         fs::File::open(&path).map_err(|source| RestoreError::Image { path, source })
@@ -190,10 +191,10 @@ pub async fn restore(
     let namespaces = begun.elapsed();
 
     let request = RestoreRequest {
-        inherited: vec![
-            (manifest.stdout.clone(), STDOUT),
-            (manifest.stderr.clone(), STDERR),
-        ],
+        inherited: [(&manifest.stdout, STDOUT), (&manifest.stderr, STDERR)]
+            .into_iter()
+            .filter_map(|(name, fd)| Some((name.clone()?, fd)))
+            .collect(),
         foreign_session: manifest.criu.foreign_session,
         connections: manifest.criu.connections,
         limit: LIMIT,

@@ -123,6 +123,13 @@ pub fn is_stopped(pid: HostPid) -> bool {
         .all(|stat| matches!(stat.state, 'T' | 'Z' | 'X'))
 }
 
+/// A process as a message names it: "name (pid N)".
+pub fn label(pid: HostPid) -> String {
+    let stat = Process::new(pid.0).and_then(|process| process.stat());
+    let name = stat.map(|stat| stat.comm).unwrap_or_default();
+    format!("{name} (pid {pid})")
+}
+
 /// Describes processes; those that are gone are left out.
 pub fn describe(pids: &[HostPid]) -> Vec<Member> {
     pids.iter().filter_map(|&pid| describe_one(pid)).collect()
@@ -199,8 +206,11 @@ fn sockets(pids: &[HostPid]) -> HashMap<u64, HostPid> {
 
 /// The listening sockets that processes hold, each once.
 pub fn listeners(pids: &[HostPid]) -> Vec<Listener> {
+    let Some(&first) = pids.first() else {
+        return vec![];
+    };
     let inodes = sockets(pids);
-    let mut found: Vec<Listener> = listener::all()
+    let mut found: Vec<Listener> = listener::all_of(first)
         .into_iter()
         .filter(|(inode, _)| inodes.contains_key(inode))
         .map(|(_, listener)| listener)
@@ -212,12 +222,15 @@ pub fn listeners(pids: &[HostPid]) -> Vec<Listener> {
 
 /// The connections that processes have: by TCP, and by Unix sockets with a path.
 pub fn connections(pids: &[HostPid]) -> Vec<Connection> {
+    let Some(&first) = pids.first() else {
+        return vec![];
+    };
     let inodes = sockets(pids);
     let name = |pid: HostPid| {
         let stat = Process::new(pid.0).and_then(|process| process.stat());
         stat.map(|stat| stat.comm).unwrap_or_default()
     };
-    let found = listener::connected().into_iter();
+    let found = listener::connected_of(first).into_iter();
     found
         .filter_map(|(inode, local, peer)| {
             let pid = *inodes.get(&inode)?;

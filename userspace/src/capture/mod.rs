@@ -1,38 +1,38 @@
 //! From a command to an image: composes spawn, watch, freeze, dump, edit and store.
 
+pub mod checkpoint;
+mod dump;
 mod start_up;
 mod warm;
 
 use std::{
     fs, io,
-    net::SocketAddr,
     os::fd::AsFd as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::thread::CapabilitySet;
-
 use crate::{
-    carry,
-    criu::{self, CriuError, Program, ProgramError, TcpConnections, UserError, kerndat::Kerndat},
+    criu::{
+        AfterDump, CriuError, Program, ProgramError, TcpConnections, UserError, kerndat::Kerndat,
+    },
     edit::{self, EditError},
-    freeze::{self, FreezeError, FrozenTree},
+    freeze::{self, FreezeError, Top},
     hook::{Hook, HookError},
-    host::{self, Host},
+    host,
     listener::{Listener, Wanted},
     output::Output,
     spawn::{Command, Descriptors, Plan, Sandbox, SpawnError},
-    store::{self, Capture, CommandInfo, CriuInfo, Image, Manifest, Store, StoreError},
-    tree::Connection,
+    store::{Capture, CommandInfo, Image, Store, StoreError},
+    tree::{Connection, HostPid},
     warmup::{Warmup, WarmupError},
     watch::{CapturePoint, Watch, WatchError},
 };
 
-use self::start_up::StartUp;
+use rustix::process::Signal;
 
-/// How long CRIU may take to dump: enough for tens of gigabytes.
-const DUMP_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) use self::dump::keep_log;
+use self::start_up::StartUp;
 
 /// Why nothing was captured.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,10 @@ pub enum CaptureError {
     },
     #[error("the server is connected to others")]
     Connected { connections: Vec<Connection> },
+    #[error("there is no process {0}")]
+    NoProcess(HostPid),
+    #[error("{process} has the terminal {} open", .terminal.display())]
+    Terminal { process: String, terminal: PathBuf },
     #[error("interrupted")]
     Interrupted,
 }
@@ -212,6 +216,7 @@ pub async fn capture(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
+        enter: None,
     };
     let descriptors = Descriptors {
         images: images.as_fd(),
@@ -245,7 +250,7 @@ pub async fn capture(
         progress(Progress::Freezing);
         start_up.mark("freeze");
         let begun = Instant::now();
-        let tree = freeze::freeze(&mut sandbox).await?;
+        let tree = freeze::freeze(Top::Init(sandbox.init())).await?;
         // Detached before CRIU works in the tree: what it does there is not the server's doing.
         drop(watch);
         Ok::<_, CaptureError>((tree, begun.elapsed(), dropped_events))
@@ -254,37 +259,23 @@ pub async fn capture(
         reached = reached => reached?,
         () = interrupted => return Err(CaptureError::Interrupted),
     };
-    let connections = treat_connections(&tree, options.how.outbound)?;
-
     progress(Progress::Dumping {
         processes: tree.members.len(),
     });
-    let has_sys_resource = host::capabilities().contains(CapabilitySet::SYS_RESOURCE);
-    let user = criu::choose_user(&tree.members, has_sys_resource)?;
-    carry::delete_mapped(&tree.members, begun_at).map_err(CaptureError::Carry)?;
-    let request = criu::DumpRequest {
-        root: tree.root,
-        foreign_session: tree.foreign_session,
-        connections,
+    let wanted = dump::Wanted {
+        made_since: begun_at,
+        outbound: options.how.outbound,
         after: match options.leave_running {
-            true => criu::AfterDump::LeaveStopped,
-            false => criu::AfterDump::Kill,
+            true => AfterDump::LeaveStopped,
+            false => AfterDump::Kill,
         },
-        limit: DUMP_LIMIT,
+        outputs: start_up.pipe_names.clone().map(Some),
     };
-    let begun = Instant::now();
     start_up.mark("dump");
-    criu::dump(&mut sandbox, user, &request, &staging.work())
-        .await
-        .map_err(|error| keep_log(store, error))?;
-    let dump_time = begun.elapsed();
-    if !kerndat.is_filled() {
-        // Only a cache: without it the next restore is slower, and tries again.
-        let _ = kerndat.fill_from(sandbox.init());
-    }
+    let dumped = dump::dump((store, &kerndat), &mut sandbox, &staging, &tree, &wanted).await?;
     let running = if options.leave_running {
         sandbox.set_main(tree.root).await?;
-        sandbox.signal_all(libc::SIGCONT).await?;
+        tree.signal(Signal::CONT);
         Some((sandbox, output))
     } else {
         drop(sandbox);
@@ -292,115 +283,34 @@ pub async fn capture(
     };
 
     progress(Progress::Storing);
-    edit::make_reusable(&staging.criu())?;
     if options.point == CapturePoint::PreListen {
         let listener = start_up.listens.last().ok_or(CaptureError::NoListener)?;
         edit::before_listen(&staging.criu(), listener)?;
     }
-    let capture = Capture {
-        point: options.point,
-        start_up_us: start_up.duration_us(),
-        freeze_us: freeze_time.as_micros() as u64,
-        dump_us: dump_time.as_micros() as u64,
-        time_line: start_up.time_line(&tree),
-        dropped_events,
-    };
-    let forked_after_listen = start_up.forked_after_listen;
-    let [stdout, stderr] = start_up.pipe_names;
-    let manifest = Manifest {
-        schema: store::SCHEMA,
-        created_ms: store::now_ms(),
+    let after_restore = options.how.after_restore.iter().map(ToString::to_string);
+    let origin = dump::Origin {
+        version,
         command: CommandInfo {
             words: options.command.words(),
             working_directory: options.command.working_directory.clone(),
             user: options.command.user.as_ref().map(|user| user.name.clone()),
             environment: options.command.environment(),
         },
-        capture,
-        listeners: tree.listeners,
-        shared_ports: edit::shared_ports(&staging.criu())?,
-        connections: match connections {
-            TcpConnections::Established => tree.connections.iter().filter_map(ends).collect(),
-            TcpConnections::None | TcpConnections::Closed => vec![],
+        capture: Capture {
+            point: options.point,
+            start_up_us: start_up.duration_us(),
+            freeze_us: freeze_time.as_micros() as u64,
+            dump_us: dumped.time.as_micros() as u64,
+            time_line: start_up.time_line(&tree),
+            dropped_events,
         },
-        after_restore: options
-            .how
-            .after_restore
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
-        root: tree.root,
-        processes: tree.members.into_iter().map(|member| member.info).collect(),
-        memory_bytes: memory_bytes(&staging.work()),
-        stdout,
-        stderr,
-        clocks: tree.clocks,
-        host: Host::read().map_err(CaptureError::Host)?,
-        criu: CriuInfo {
-            version,
-            user,
-            connections,
-            foreign_session: tree.foreign_session,
-        },
-        dependencies: store::dependencies(edit::files(&staging.criu())?),
-        files: vec![],
+        after_restore: after_restore.collect(),
+        outputs: wanted.outputs,
     };
-    let image = store.commit(staging, manifest, &options.name)?;
+    let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;
     Ok(Captured {
         image,
-        forked_after_listen,
+        forked_after_listen: start_up.forked_after_listen,
         running,
     })
-}
-
-/// What becomes of the TCP connections of a tree. Those of clients that came too early are never
-/// a hindrance: they are closed.
-fn treat_connections(
-    tree: &FrozenTree,
-    outbound: TcpConnections,
-) -> Result<TcpConnections, CaptureError> {
-    let tcp = || tree.connections.iter().filter(|c| ends(c).is_some());
-    let is_outbound = |c: &&Connection| !c.is_inbound(&tree.listeners);
-    let mut refused = tcp().filter(is_outbound).cloned().peekable();
-    match (refused.peek(), outbound) {
-        (Some(_), TcpConnections::None) => Err(CaptureError::Connected {
-            connections: refused.collect(),
-        }),
-        (Some(_), chosen) => Ok(chosen),
-        (None, _) if tcp().next().is_some() => Ok(TcpConnections::Closed),
-        (None, _) => Ok(TcpConnections::None),
-    }
-}
-
-/// Both ends of a connection by TCP.
-fn ends(connection: &Connection) -> Option<(SocketAddr, SocketAddr)> {
-    match (&connection.local, connection.peer) {
-        (Listener::Tcp { address }, Some(peer)) => Some((*address, peer)),
-        _ => None,
-    }
-}
-
-fn memory_bytes(work: &Path) -> u64 {
-    edit::pages_written(work).unwrap_or(0) * rustix::param::page_size() as u64
-}
-
-/// Moves the log out of the folder that is about to be removed.
-pub(crate) fn keep_log(store: &Store, error: CriuError) -> CriuError {
-    match error {
-        CriuError::Failed {
-            operation,
-            message,
-            lines,
-            log,
-        } => {
-            let log = store.keep_log(&log).unwrap_or(log);
-            CriuError::Failed {
-                operation,
-                message,
-                lines,
-                log,
-            }
-        }
-        other => other,
-    }
 }

@@ -105,7 +105,9 @@ impl<'a> StartUp<'a> {
 
     fn awaited(&self) -> &'static str {
         match self.options.point {
-            CapturePoint::Ready | CapturePoint::Warm => "waited for a connection",
+            CapturePoint::Ready | CapturePoint::Warm | CapturePoint::Checkpoint => {
+                "waited for a connection"
+            }
             CapturePoint::Listen | CapturePoint::PreListen => "listened",
             CapturePoint::Accept => "called accept",
             CapturePoint::Fork => "listened and forked",

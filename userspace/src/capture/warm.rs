@@ -3,9 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use super::{CaptureError, Options, Progress, start_up::StartUp};
 use crate::{
-    freeze::{self, FrozenTree},
+    freeze::{self, FrozenTree, Top},
     hook,
     listener::Listener,
     output::Output,
@@ -114,12 +116,12 @@ pub async fn freeze_idle(
         let mut connections = inbound(tree::connections(&tree::descendants(sandbox.init())));
         if connections.is_empty() {
             let begun = Instant::now();
-            let tree = freeze::freeze(sandbox).await?;
+            let tree = freeze::freeze(Top::Init(sandbox.init())).await?;
             connections = inbound(tree.connections.clone());
             if connections.is_empty() {
                 return Ok((tree, begun.elapsed()));
             }
-            sandbox.signal_all(libc::SIGCONT).await?;
+            tree.signal(Signal::CONT);
         }
         if Instant::now() > deadline {
             return Err(CaptureError::Busy {

@@ -67,7 +67,7 @@ pub async fn run(
 }
 
 /// The command's file name, with what a name cannot hold replaced.
-fn default_name(words: &[String]) -> String {
+pub fn default_name(words: &[String]) -> String {
     let program = words
         .first()
         .map(Path::new)

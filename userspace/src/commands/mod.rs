@@ -3,6 +3,7 @@
 mod auto;
 mod bench;
 mod capture;
+mod checkpoint;
 mod doctor;
 mod documents;
 mod images;
@@ -29,6 +30,7 @@ pub async fn run(cli: &Cli, report: &Report) -> Result<u8, Error> {
     let global = &cli.global;
     match &cli.command {
         Command::Capture(arguments) => capture::run(global, arguments, report).await,
+        Command::Checkpoint(arguments) => checkpoint::run(global, arguments, report).await,
         Command::Restore(arguments) => restore::run(global, arguments, report).await,
         Command::Ps => instances::ps(global, report),
         Command::Stop(arguments) => instances::stop(global, arguments, report).await,

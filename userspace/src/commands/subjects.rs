@@ -97,7 +97,7 @@ impl Subjects<'_> {
         words.extend(criu::plain_restore(
             &image.criu_folder(),
             self.work,
-            [&manifest.stdout, &manifest.stderr],
+            [manifest.stdout.as_deref(), manifest.stderr.as_deref()],
             manifest.criu.foreign_session,
         ));
         Ok(Subject {

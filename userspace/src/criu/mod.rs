@@ -111,6 +111,8 @@ pub struct DumpRequest {
     pub root: NsPid,
     /// The root is no session leader.
     pub foreign_session: bool,
+    /// CRIU's names of the files that are replaced at the restore.
+    pub replaced: Vec<String>,
     pub connections: TcpConnections,
     pub after: AfterDump,
     pub limit: Duration,
@@ -125,6 +127,11 @@ pub struct RestoreRequest {
     pub foreign_session: bool,
     pub connections: TcpConnections,
     pub limit: Duration,
+}
+
+/// CRIU's name of a file that it leaves to its caller, by the mount it was opened in.
+pub fn external_file(mount: u32, inode: u64) -> String {
+    format!("file[{mount:x}:{inode:x}]")
 }
 
 /// Dumps a tree of the sandbox to its images folder.
@@ -143,6 +150,12 @@ pub async fn dump(
     options.set_pid(request.root.0);
     options.set_leave_stopped(request.after == AfterDump::LeaveStopped);
     options.set_shell_job(request.foreign_session);
+    // A pipe needs not be named: that its other end is outside is no hindrance.
+    let files = request
+        .replaced
+        .iter()
+        .filter(|name| name.starts_with("file["));
+    options.external.extend(files.cloned());
     // A client that connects to the frozen server is not part of it.
     options.set_tcp_skip_in_flight(true);
     match request.connections {
@@ -207,14 +220,19 @@ pub async fn restore(
 pub fn plain_restore(
     images: &Path,
     work: &Path,
-    pipes: [&str; 2],
+    outputs: [Option<&str>; 2],
     foreign_session: bool,
 ) -> Vec<OsString> {
     let mut words: Vec<OsString> = vec!["restore".into()];
     words.extend(["--images-dir".into(), images.into()]);
     words.extend(["--work-dir".into(), work.into()]);
-    for (fd, pipe) in [1, 2].into_iter().zip(pipes) {
-        words.extend(["--inherit-fd".into(), format!("fd[{fd}]:{pipe}").into()]);
+    for (fd, output) in [1, 2].into_iter().zip(outputs) {
+        let inherited = output.map(|output| format!("fd[{fd}]:{output}").into());
+        words.extend(
+            inherited
+                .into_iter()
+                .flat_map(|fd| ["--inherit-fd".into(), fd]),
+        );
     }
     let flags = [
         "--log-file",

@@ -25,8 +25,10 @@ mod file_entry {
 
 mod reg_file_entry {
     pub const FLAGS: u32 = 2;
+    pub const POS: u32 = 3;
     pub const NAME: u32 = 6;
     pub const SIZE: u32 = 8;
+    pub const MODE: u32 = 10;
     /// `checksum`, `checksum_config` and `checksum_parameter`.
     pub const CHECKSUM: [u32; 3] = [12, 13, 14];
 }
@@ -95,16 +97,22 @@ pub fn make_reusable(images: &Path) -> Result<(), EditError> {
     wake_up(images)
 }
 
-/// Removes the size of files that are open for writing: CRIU refuses to restore a process if a
-/// file has another size than at the dump, as a log has after its first line.
+/// Removes the size and the mode of files that are open for writing: CRIU refuses to restore a
+/// process if a file has another size than at the dump, as a log has after its first line, or
+/// another mode, as a pipe has that takes the place of a log.
 fn forget_sizes(images: &Path) -> Result<(), EditError> {
     let mut image = Image::read(&images.join("files.img"), Kind::Files)?;
     for entry in &mut image.entries {
         entry.edit(file_entry::REG, |file| {
             let flags = file.number(reg_file_entry::FLAGS).unwrap_or(0);
             if flags & libc::O_ACCMODE as u64 != libc::O_RDONLY as u64 {
-                file.remove(&[reg_file_entry::SIZE]);
+                file.remove(&[reg_file_entry::SIZE, reg_file_entry::MODE]);
                 file.remove(&reg_file_entry::CHECKSUM);
+            }
+            let name = file.bytes(reg_file_entry::NAME).unwrap_or_default();
+            if name.starts_with(b"file[") {
+                // Left to the caller, who may give a pipe instead, which has no position.
+                file.replace_number(reg_file_entry::POS, u64::MAX);
             }
         });
     }

@@ -92,10 +92,12 @@ impl Report {
             capture.point
         ));
         out.add("");
-        out.row(
-            "start-up",
-            &format!("{} to: {reached}", Milliseconds(capture.start_up_us)),
-        );
+        if capture.point != CapturePoint::Checkpoint {
+            out.row(
+                "start-up",
+                &format!("{} to: {reached}", Milliseconds(capture.start_up_us)),
+            );
+        }
         out.row("freeze", &Milliseconds(capture.freeze_us).to_string());
         out.row("dump", &Milliseconds(capture.dump_us).to_string());
         out.row(

@@ -33,6 +33,7 @@ use rustix::{
 use super::{
     command::Command,
     exec,
+    namespaces::Namespaces,
     protocol::{Notice, Order, Step, receive_order, send_notice},
 };
 use crate::sys;
@@ -86,6 +87,8 @@ pub struct Plan {
     /// system CRIU writes it to.
     pub kerndat: PathBuf,
     pub kerndat_is_new: bool,
+    /// The namespaces to enter, in place of making new ones.
+    pub enter: Option<Namespaces>,
 }
 
 struct Init<'a> {
@@ -113,6 +116,8 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
     let _ = rustix::thread::set_name(c"warmimg-init");
     // Away from the caller's terminal, and a session that a restored daemon can be put into.
     let _ = nix::unistd::setsid();
+    // Before the descriptors of the namespaces are closed with all others.
+    let entered = plan.enter.as_ref().map(Namespaces::enter);
     if sys::keep_only(descriptors).is_err() || quiet_stdio().is_err() {
         return 70;
     }
@@ -128,7 +133,14 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
     };
     // If the supervisor is killed, so is init, and with it the namespace.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    match init.set_up_mounts() {
+    let prepared = match entered {
+        None => init.set_up_mounts(),
+        Some(entered) => entered.map_err(|error| Notice::Failed {
+            step: Step::Enter,
+            errno: errno_of(&error),
+        }),
+    };
+    match prepared {
         Ok(()) => init.tell(Notice::Ready),
         Err(failure) => {
             init.tell(failure);

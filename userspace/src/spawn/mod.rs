@@ -9,6 +9,7 @@ mod child;
 mod command;
 mod exec;
 mod init;
+mod namespaces;
 mod protocol;
 
 use std::{
@@ -24,6 +25,7 @@ pub use self::{
     child::Child,
     command::{COMPATIBLE_ENVIRONMENT, Command, CommandError, RunAs},
     init::{EXIT_FILE, IMAGES, Plan, STDERR, STDOUT, WORK},
+    namespaces::Namespaces,
     protocol::Step,
 };
 use crate::{
@@ -36,6 +38,10 @@ use crate::{
 pub enum SpawnError {
     #[error("cannot make the namespaces (clone3)")]
     Namespaces(#[source] io::Error),
+    #[error("process {pid} runs in a container: its {what} is another than that of this host")]
+    Container { pid: HostPid, what: &'static str },
+    #[error("cannot enter the namespaces of process {pid}")]
+    Enter { pid: HostPid, source: io::Error },
     #[error("cannot set the clocks of the new time namespace")]
     Clocks(#[source] io::Error),
     #[error("cannot make init's control socket")]
@@ -109,6 +115,30 @@ impl Sandbox {
             fs::write("/proc/self/timens_offsets", offsets.to_lines())
                 .map_err(SpawnError::Clocks)?;
         }
+        let options = sys::ForkOptions {
+            new_pid_namespace: true,
+            new_mount_namespace: true,
+            cgroup: None,
+        };
+        Self::start_init(plan, descriptors, options).await
+    }
+
+    /// Enters the namespaces of a process that runs already, with a second init that only starts
+    /// CRIU there. Nothing but that ends with this sandbox.
+    ///
+    /// # Errors
+    /// See [`SpawnError`].
+    pub async fn enter(plan: &Plan, descriptors: &Descriptors<'_>) -> Result<Self, SpawnError> {
+        let born = plan.enter.as_ref().map(Namespaces::of_children);
+        let _born = born.transpose().map_err(SpawnError::Namespaces)?;
+        Self::start_init(plan, descriptors, sys::ForkOptions::default()).await
+    }
+
+    async fn start_init(
+        plan: &Plan,
+        descriptors: &Descriptors<'_>,
+        options: sys::ForkOptions<'_>,
+    ) -> Result<Self, SpawnError> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(|errno| SpawnError::Socket(errno.into()))?;
@@ -121,11 +151,6 @@ impl Sandbox {
         } = descriptors;
         let order = [theirs.as_fd(), *images, *work, *stdout, *stderr, *instance];
         let order = order.map(|fd| fd.as_raw_fd());
-        let options = sys::ForkOptions {
-            new_pid_namespace: true,
-            new_mount_namespace: true,
-            cgroup: None,
-        };
         let (pid, pidfd) = match sys::fork(options).map_err(SpawnError::Namespaces)? {
             sys::Fork::Child => init::run(plan, &order),
             sys::Fork::Parent { pid, pidfd } => (pid, pidfd),

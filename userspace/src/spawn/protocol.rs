@@ -66,6 +66,7 @@ pub enum Step {
     Exec = 6,
     Signal = 7,
     Kerndat = 8,
+    Enter = 9,
 }
 
 impl Step {
@@ -79,6 +80,7 @@ impl Step {
             Self::Exec,
             Self::Signal,
             Self::Kerndat,
+            Self::Enter,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -95,6 +97,7 @@ impl std::fmt::Display for Step {
             Self::WorkingDirectory => "enter the working directory",
             Self::Exec => "execute the program",
             Self::Signal => "send the signal",
+            Self::Enter => "enter the namespaces",
             Self::Kerndat => "mount a tmpfs for CRIU's kernel data",
         })
     }

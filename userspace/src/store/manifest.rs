@@ -43,9 +43,10 @@ pub struct Manifest {
     pub processes: Vec<ProcessInfo>,
     /// Memory that the image holds, in bytes.
     pub memory_bytes: u64,
-    /// CRIU's names of the pipes that were standard output and standard error.
-    pub stdout: String,
-    pub stderr: String,
+    /// CRIU's names of the pipes or files that were standard output and standard error, if they
+    /// were any.
+    pub stdout: Option<String>,
+    pub stderr: Option<String>,
     pub clocks: Clocks,
     pub host: Host,
     pub criu: CriuInfo,

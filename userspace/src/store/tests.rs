@@ -28,8 +28,8 @@ fn manifest(created_ms: u64) -> Manifest {
         root: NsPid(300),
         processes: vec![],
         memory_bytes: 4096,
-        stdout: "pipe:[1]".into(),
-        stderr: "pipe:[2]".into(),
+        stdout: Some("pipe:[1]".into()),
+        stderr: Some("pipe:[2]".into()),
         clocks: host::Clocks::now(),
         host: host::Host::read().unwrap(),
         criu: CriuInfo {

@@ -85,6 +85,9 @@ pub enum CapturePoint {
     Fork,
     /// When the requests of --warmup have been answered and their connections are gone
     Warm,
+    /// While it ran, by `warmimg checkpoint`
+    #[value(skip)]
+    Checkpoint,
 }
 
 impl CapturePoint {
@@ -94,7 +97,7 @@ impl CapturePoint {
             Self::Listen | Self::PreListen => probe::STOP_AT_LISTEN,
             Self::Accept => probe::STOP_AT_ACCEPT,
             Self::Fork => probe::STOP_AT_FORK,
-            Self::Warm => probe::STOP_NEVER,
+            Self::Warm | Self::Checkpoint => probe::STOP_NEVER,
         }
     }
 }
@@ -108,6 +111,7 @@ impl std::fmt::Display for CapturePoint {
             Self::Accept => "accept",
             Self::Fork => "fork",
             Self::Warm => "warm",
+            Self::Checkpoint => "checkpoint",
         })
     }
 }

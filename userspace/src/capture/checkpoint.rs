@@ -1,0 +1,229 @@
+//! `warmimg checkpoint`: an image of a tree that runs already, of an instance or of any other.
+
+use std::{
+    fs,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use procfs::process::Process;
+use rustix::process::Signal;
+
+use super::{
+    CaptureError, Progress,
+    dump::{self, Origin, Wanted},
+};
+use crate::{
+    criu::{self, AfterDump, Program, TcpConnections, kerndat::Kerndat},
+    freeze::{self, Top},
+    host,
+    spawn::{Descriptors, Namespaces, Plan, Sandbox},
+    store::{Capture, CommandInfo, Image, Moment, Store, StoreError},
+    tree::{self, HostPid},
+    watch::CapturePoint,
+};
+
+/// What to make an image of, and how.
+pub struct Options {
+    pub top: Top,
+    pub name: String,
+    /// The image that the tree was restored from, if it was.
+    pub image: Option<Image>,
+    pub outbound: TcpConnections,
+    /// Go on running the tree.
+    pub leave_running: bool,
+}
+
+/// Makes an image of a tree that runs. It is killed then, unless it is to be left running; if
+/// anything fails, it goes on.
+///
+/// # Errors
+/// See [`CaptureError`].
+pub async fn checkpoint(
+    store: &Store,
+    criu: &Program,
+    options: &Options,
+    mut progress: impl FnMut(Progress),
+) -> Result<Image, CaptureError> {
+    let version = criu.check(host::kernel_version())?;
+    let root = match options.top {
+        Top::Root(root) => root,
+        Top::Init(init) => *tree::children(init)
+            .first()
+            .ok_or(CaptureError::NoProcess(init))?,
+    };
+    // Read while it runs: what is read of a process that is gone is nothing.
+    let gone = |_| CaptureError::NoProcess(root);
+    let process = Process::new(root.0).map_err(gone)?;
+    let begun_at = begun_at(&process).map_err(gone)?;
+    let command = match &options.image {
+        Some(image) => image.manifest.command.clone(),
+        None => command_of(&process).map_err(gone)?,
+    };
+    refuse_terminals(root)?;
+
+    let staging = store.stage()?;
+    let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(CaptureError::Host)?;
+    let plan = Plan {
+        command: None,
+        criu: criu.c_path(),
+        kerndat: kerndat.folder().to_path_buf(),
+        // Nothing is mounted where the tree is: without the cache, CRIU takes longer.
+        kerndat_is_new: false,
+        enter: Some(Namespaces::of(root)?),
+    };
+    let open =
+        |path: PathBuf| fs::File::open(&path).map_err(|source| StoreError::Read { path, source });
+    let (images, work) = (open(staging.criu())?, open(staging.work())?);
+    let null = open("/dev/null".into())?;
+    let descriptors = Descriptors {
+        images: images.as_fd(),
+        work: work.as_fd(),
+        stdout: null.as_fd(),
+        stderr: null.as_fd(),
+        instance: work.as_fd(),
+    };
+    let mut sandbox = Sandbox::enter(&plan, &descriptors).await?;
+
+    progress(Progress::Freezing);
+    let mut stopped = Stopped::begin(options.top);
+    let since = |begun: SystemTime| begun.elapsed().unwrap_or_default().as_micros() as u64;
+    let (freeze_at, begun) = (since(begun_at), Instant::now());
+    let tree = freeze::freeze(options.top).await?;
+    let freeze_time = begun.elapsed();
+    progress(Progress::Dumping {
+        processes: tree.members.len(),
+    });
+    let dump_at = since(begun_at);
+    let wanted = Wanted {
+        made_since: begun_at,
+        outbound: options.outbound,
+        // Killed by CRIU, the root of an instance would take the whole namespace with it, and CRIU.
+        after: AfterDump::LeaveStopped,
+        outputs: outputs_of(root),
+    };
+    let dumped = dump::dump((store, &kerndat), &mut sandbox, &staging, &tree, &wanted).await?;
+    drop(sandbox);
+    if !options.leave_running {
+        tree.signal(Signal::KILL);
+        stopped.is_over = true;
+    }
+    drop(stopped);
+
+    progress(Progress::Storing);
+    let moment = |at_us, event: &str| Moment {
+        at_us,
+        pid: Some(tree.root),
+        event: event.to_owned(),
+    };
+    let image = options.image.as_ref();
+    let origin = Origin {
+        version,
+        command,
+        capture: Capture {
+            point: CapturePoint::Checkpoint,
+            start_up_us: freeze_at,
+            freeze_us: freeze_time.as_micros() as u64,
+            dump_us: dumped.time.as_micros() as u64,
+            time_line: vec![moment(freeze_at, "freeze"), moment(dump_at, "dump")],
+            dropped_events: 0,
+        },
+        after_restore: image.map_or_else(Vec::new, |image| image.manifest.after_restore.clone()),
+        outputs: wanted.outputs,
+    };
+    dump::keep(store, staging, tree, dumped, origin, &options.name)
+}
+
+/// A tree that is being stopped: it goes on when this is dropped, unless it was killed.
+struct Stopped {
+    top: Top,
+    is_over: bool,
+}
+
+impl Stopped {
+    fn begin(top: Top) -> Self {
+        Self {
+            top,
+            is_over: false,
+        }
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.top.go_on();
+        }
+    }
+}
+
+/// When a process was started.
+fn begun_at(process: &Process) -> procfs::ProcResult<SystemTime> {
+    let ticks = process.stat()?.starttime;
+    let started = Duration::from_millis(ticks * 1000 / procfs::ticks_per_second());
+    let now = Duration::from_nanos(host::Clocks::now().boottime_ns);
+    Ok(SystemTime::now() - now.saturating_sub(started))
+}
+
+/// What a process was started as.
+fn command_of(process: &Process) -> procfs::ProcResult<CommandInfo> {
+    let environment = process.environ()?.into_iter();
+    let status = process.status()?;
+    Ok(CommandInfo {
+        words: process.cmdline()?,
+        working_directory: process.cwd()?,
+        user: (status.euid != 0).then(|| status.euid.to_string()),
+        environment: environment
+            .map(|(name, value)| {
+                let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+                format!("{}={}", text(name), text(value))
+            })
+            .collect(),
+    })
+}
+
+/// CRIU's names of what standard output and standard error are, if they are to be replaced: pipes,
+/// and the log of an instance, which was opened in a mount that the instance does not see. A file
+/// that it does see stays what it is.
+fn outputs_of(root: HostPid) -> [Option<String>; 2] {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{root}/{name}"));
+    let mounts = read("mountinfo").unwrap_or_default();
+    [1, 2].map(|fd| {
+        let path = format!("/proc/{root}/fd/{fd}");
+        let target = fs::read_link(&path).ok()?;
+        let name = target.to_str()?;
+        if name.starts_with("pipe:") {
+            return Some(name.to_owned());
+        }
+        let file = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+        let info = read(&format!("fdinfo/{fd}")).ok()?;
+        let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        let mount = mount?.trim();
+        let mut seen = mounts.lines().filter_map(|line| line.split(' ').next());
+        if seen.any(|seen| seen == mount) {
+            return None;
+        }
+        Some(criu::external_file(mount.parse().ok()?, file.ino()))
+    })
+}
+
+/// Refuses a tree whose root has the terminal of the one who started it: it could not be brought
+/// back to it.
+fn refuse_terminals(root: HostPid) -> Result<(), CaptureError> {
+    for fd in 0..3 {
+        let target = fs::read_link(format!("/proc/{root}/fd/{fd}"));
+        let is_terminal = |path: &PathBuf| {
+            path.starts_with("/dev/pts/")
+                || path.starts_with("/dev/tty")
+                || path == Path::new("/dev/console")
+        };
+        if let Some(terminal) = target.ok().filter(is_terminal) {
+            return Err(CaptureError::Terminal {
+                process: tree::label(root),
+                terminal,
+            });
+        }
+    }
+    Ok(())
+}

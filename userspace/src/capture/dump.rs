@@ -1,0 +1,186 @@
+//! From a tree that stands still to a stored image.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rustix::thread::CapabilitySet;
+
+use super::CaptureError;
+use crate::{
+    carry,
+    criu::{self, AfterDump, CriuError, TcpConnections, User, Version, kerndat::Kerndat},
+    edit,
+    freeze::FrozenTree,
+    host::{self, Host},
+    listener::Listener,
+    spawn::Sandbox,
+    store::{self, Capture, CommandInfo, CriuInfo, Image, Manifest, Staging, Store},
+    tree::Connection,
+};
+
+/// How long CRIU may take to dump: enough for tens of gigabytes.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// How a tree is to be dumped.
+pub struct Wanted {
+    /// Temporary files made since then are the tree's own.
+    pub made_since: SystemTime,
+    pub outbound: TcpConnections,
+    pub after: AfterDump,
+    /// CRIU's names of what standard output and standard error are, if they are to be replaced.
+    pub outputs: [Option<String>; 2],
+}
+
+/// A dump, in its folder.
+pub struct Dumped {
+    user: User,
+    connections: TcpConnections,
+    pub time: Duration,
+}
+
+/// Where a dump comes from.
+pub struct Origin {
+    pub version: Version,
+    pub command: CommandInfo,
+    pub capture: Capture,
+    pub after_restore: Vec<String>,
+    /// As in [`Wanted`].
+    pub outputs: [Option<String>; 2],
+}
+
+/// Dumps a tree.
+pub async fn dump(
+    (store, kerndat): (&Store, &Kerndat),
+    sandbox: &mut Sandbox,
+    staging: &Staging,
+    tree: &FrozenTree,
+    wanted: &Wanted,
+) -> Result<Dumped, CaptureError> {
+    let connections = treat_connections(tree, wanted.outbound)?;
+    let has_sys_resource = host::capabilities().contains(CapabilitySet::SYS_RESOURCE);
+    let user = criu::choose_user(&tree.members, has_sys_resource)?;
+    carry::delete_mapped(&tree.members, wanted.made_since).map_err(CaptureError::Carry)?;
+    let request = criu::DumpRequest {
+        root: tree.root,
+        foreign_session: tree.foreign_session,
+        replaced: wanted.outputs.iter().flatten().cloned().collect(),
+        connections,
+        after: wanted.after,
+        limit: LIMIT,
+    };
+    let begun = Instant::now();
+    criu::dump(sandbox, user, &request, &staging.work())
+        .await
+        .map_err(|error| keep_log(store, error))?;
+    let time = begun.elapsed();
+    if !kerndat.is_filled() {
+        // Only a cache: without it the next restore is slower, and tries again.
+        let _ = kerndat.fill_from(sandbox.init());
+    }
+    Ok(Dumped {
+        user,
+        connections,
+        time,
+    })
+}
+
+/// Makes an image of a dump.
+pub fn keep(
+    store: &Store,
+    staging: Staging,
+    tree: FrozenTree,
+    dumped: Dumped,
+    origin: Origin,
+    name: &str,
+) -> Result<Image, CaptureError> {
+    let Dumped {
+        user, connections, ..
+    } = dumped;
+    let images = staging.criu();
+    edit::make_reusable(&images)?;
+    let [stdout, stderr] = origin.outputs;
+    let manifest = Manifest {
+        schema: store::SCHEMA,
+        created_ms: store::now_ms(),
+        command: origin.command,
+        capture: origin.capture,
+        listeners: tree.listeners,
+        shared_ports: edit::shared_ports(&images)?,
+        connections: match connections {
+            TcpConnections::Established => tree.connections.iter().filter_map(ends).collect(),
+            TcpConnections::None | TcpConnections::Closed => vec![],
+        },
+        after_restore: origin.after_restore,
+        root: tree.root,
+        processes: tree.members.into_iter().map(|member| member.info).collect(),
+        memory_bytes: memory_bytes(&staging.work()),
+        stdout,
+        stderr,
+        clocks: tree.clocks,
+        host: Host::read().map_err(CaptureError::Host)?,
+        criu: CriuInfo {
+            version: origin.version,
+            user,
+            connections,
+            foreign_session: tree.foreign_session,
+        },
+        dependencies: store::dependencies(edit::files(&images)?),
+        files: vec![],
+    };
+    Ok(store.commit(staging, manifest, name)?)
+}
+
+/// What becomes of the TCP connections of a tree. Those of clients that came too early are never
+/// a hindrance: they are closed.
+fn treat_connections(
+    tree: &FrozenTree,
+    outbound: TcpConnections,
+) -> Result<TcpConnections, CaptureError> {
+    let tcp = || tree.connections.iter().filter(|c| ends(c).is_some());
+    let is_outbound = |c: &&Connection| !c.is_inbound(&tree.listeners);
+    let mut refused = tcp().filter(is_outbound).cloned().peekable();
+    match (refused.peek(), outbound) {
+        (Some(_), TcpConnections::None) => Err(CaptureError::Connected {
+            connections: refused.collect(),
+        }),
+        (Some(_), chosen) => Ok(chosen),
+        (None, _) if tcp().next().is_some() => Ok(TcpConnections::Closed),
+        (None, _) => Ok(TcpConnections::None),
+    }
+}
+
+/// Both ends of a connection by TCP.
+fn ends(connection: &Connection) -> Option<(SocketAddr, SocketAddr)> {
+    match (&connection.local, connection.peer) {
+        (Listener::Tcp { address }, Some(peer)) => Some((*address, peer)),
+        _ => None,
+    }
+}
+
+fn memory_bytes(work: &Path) -> u64 {
+    edit::pages_written(work).unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+/// Moves the log out of the folder that is about to be removed.
+pub(crate) fn keep_log(store: &Store, error: CriuError) -> CriuError {
+    match error {
+        CriuError::Failed {
+            operation,
+            message,
+            lines,
+            log,
+        } => {
+            let log = store.keep_log(&log).unwrap_or(log);
+            CriuError::Failed {
+                operation,
+                message,
+                lines,
+                log,
+            }
+        }
+        other => other,
+    }
+}

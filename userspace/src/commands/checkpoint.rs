@@ -1,0 +1,90 @@
+//! `warmimg checkpoint`
+
+use std::time::Duration;
+
+use super::{capture::default_name, prepare, supervise::Signals};
+use crate::{
+    capture::checkpoint::{self, Options},
+    cli,
+    error::Error,
+    freeze::Top,
+    instance::{self, Instance, State},
+    report::Report,
+    store::{self, Image, Store},
+    tree::HostPid,
+};
+
+/// How long what is left of an instance may take to end once its tree is gone.
+const GRACE: Duration = Duration::from_secs(10);
+
+pub async fn run(
+    global: &cli::Global,
+    arguments: &cli::Checkpoint,
+    report: &Report,
+) -> Result<u8, Error> {
+    let (store, criu) = prepare(global)?;
+    let (top, instance) = find(&store, &arguments.pid)?;
+    let image = instance
+        .as_ref()
+        .and_then(|instance| image_of(&store, instance));
+    let name = match (&arguments.name, &image) {
+        (Some(name), _) => name.clone(),
+        (None, Some(image)) => image.label().to_owned(),
+        (None, None) => default_name(&words_of(top)),
+    };
+    store::check_name(&name)?;
+    let options = Options {
+        top,
+        name,
+        image,
+        outbound: arguments.connections.treatment(),
+        leave_running: arguments.leave_running,
+    };
+    let mut signals = Signals::catch()?;
+    let progress = report.progress();
+    let image = tokio::select! {
+        image = checkpoint::checkpoint(&store, &criu, &options, |step| progress.show(&step)) => image,
+        () = signals.ended() => Err(crate::capture::CaptureError::Interrupted),
+    };
+    progress.clear();
+    let image = image?;
+    if let Some(instance) = instance.filter(|_| !arguments.leave_running) {
+        instance.stop(GRACE).await?;
+    }
+    report.captured(&image, &global.store)?;
+    Ok(0)
+}
+
+/// What is meant: an instance by its name, or a process by its pid, which may be an instance's.
+fn find(store: &Store, wanted: &str) -> Result<(Top, Option<Instance>), Error> {
+    let pid = wanted.parse().ok().map(HostPid);
+    let all = instance::list(&store.instances());
+    let is_meant = |instance: &&Instance| {
+        let init = instance.record.init;
+        instance.state == State::Running
+            && pid.map_or(instance.record.id == wanted, |pid| {
+                pid == init || crate::tree::children(init).contains(&pid)
+            })
+    };
+    match (all.iter().find(is_meant), pid) {
+        (Some(instance), _) => Ok((Top::Init(instance.record.init), Some(instance.clone()))),
+        (None, Some(pid)) => Ok((Top::Root(pid), None)),
+        (None, None) => {
+            let instance = instance::find(&store.instances(), wanted)?;
+            Err(Error::Ended(instance.record.id))
+        }
+    }
+}
+
+/// The image that an instance was restored from, if it is still there.
+fn image_of(store: &Store, instance: &Instance) -> Option<Image> {
+    store.find(Some(&instance.record.image)).ok()
+}
+
+fn words_of(top: Top) -> Vec<String> {
+    let (Top::Root(pid) | Top::Init(pid)) = top;
+    let process = procfs::process::Process::new(pid.0);
+    process
+        .and_then(|process| process.cmdline())
+        .unwrap_or_default()
+}
