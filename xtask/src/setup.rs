@@ -22,7 +22,7 @@ const COMPILER: [&str; 7] = [
 ];
 
 /// The servers of the integration tests, and the tools the tests use.
-const SERVERS: [&str; 14] = [
+const SERVERS: [&str; 18] = [
     "nginx-light",
     "apache2",
     "libapache2-mod-php",
@@ -36,8 +36,15 @@ const SERVERS: [&str; 14] = [
     "ruby-sqlite3",
     "tomcat10",
     "caddy",
+    "postgresql",
+    "python3-psycopg2",
+    "ruby-pg",
+    "redis-server",
     "strace",
 ];
+
+/// What the tests' Node servers use. Each is in a folder of its own in target/servers.
+const NODE_PACKAGES: [(&str, &str); 2] = [("express", "4.21.2"), ("redis", "5.9.0")];
 
 /// Installs what building needs and, for the tests, the servers.
 pub fn set_up(runner: &Runner, tests: bool) -> Result<()> {
@@ -150,24 +157,33 @@ fn servers(runner: &Runner) -> Result<()> {
         runner.say("installing the servers that the tests run (none is started)");
         apt_install(runner, &missing)?;
     }
-    let folder = runner.root.join("target/servers/express");
-    if !folder.join("node_modules/express").is_dir() {
-        runner.say("fetching Express for the tests");
-        if !runner.is_dry() {
-            fs::create_dir_all(&folder)?;
-        }
-        let mut install = Command::new("npm");
-        install.args([
-            "install",
-            "--no-save",
-            "--no-package-lock",
-            "--no-audit",
-            "--no-fund",
-        ]);
-        install.arg("express@4.21.2").arg("--prefix").arg(&folder);
-        runner.run(&mut install)?;
+    for (package, version) in NODE_PACKAGES {
+        node_package(runner, package, version)?;
     }
     Ok(())
+}
+
+fn node_package(runner: &Runner, package: &str, version: &str) -> Result<()> {
+    let folder = runner.root.join("target/servers").join(package);
+    if folder.join("node_modules").join(package).is_dir() {
+        return Ok(());
+    }
+    runner.say(&format!(
+        "fetching the Node package {package} for the tests"
+    ));
+    if !runner.is_dry() {
+        fs::create_dir_all(&folder)?;
+    }
+    let mut install = Command::new("npm");
+    install.args([
+        "install",
+        "--no-save",
+        "--no-package-lock",
+        "--no-audit",
+        "--no-fund",
+    ]);
+    install.arg(format!("{package}@{version}"));
+    runner.run(install.arg("--prefix").arg(&folder))
 }
 
 fn is_installed(runner: &Runner, package: &str) -> bool {
