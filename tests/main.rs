@@ -11,6 +11,7 @@ mod gate;
 mod hooks;
 mod lifecycle;
 mod points;
+mod pools;
 mod publish;
 mod servers;
 mod support;

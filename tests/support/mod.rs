@@ -2,6 +2,7 @@
 //! and proof that nothing is left behind.
 
 pub mod ask;
+pub mod databases;
 pub mod server;
 pub mod servers;
 
