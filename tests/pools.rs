@@ -79,11 +79,15 @@ fn connect(server: Server, database: &Database) -> Server {
 /// with a database that has been started anew.
 fn check(workspace: &Workspace, database: &mut Database, app: App, points: &[&str]) {
     let server = connect(app.server, database);
+    let (process, peer) = (app.process, &database.peer);
     let (_, error) = expect(116, &mut server.capture(workspace, &[]));
-    assert_names(
-        &error,
-        app.process,
-        &format!("tcp:127.0.0.1:{}", database.port),
+    let is_named = |line: &str| {
+        let line = line.trim();
+        line.starts_with(&format!("{process} (pid ")) && line.ends_with(&format!(" to {peer}"))
+    };
+    assert!(
+        error.lines().any(is_named) && error.contains("--tcp-close"),
+        "no {process} to {peer}: {error}"
     );
     for point in points {
         let options = ["--tcp-close", "--at", point, "--name", "pool"];
@@ -103,18 +107,6 @@ fn check(workspace: &Workspace, database: &mut Database, app: App, points: &[&st
             server.wait_for_silence();
         }
     }
-}
-
-/// Asserts that an error tells of a process's connection to a peer.
-fn assert_names(error: &str, process: &str, peer: &str) {
-    let is_named = |line: &str| {
-        let line = line.trim();
-        line.starts_with(&format!("{process} (pid ")) && line.ends_with(&format!(" to {peer}"))
-    };
-    assert!(
-        error.lines().any(is_named),
-        "no {process} to {peer}: {error}"
-    );
 }
 
 #[test]
@@ -145,6 +137,19 @@ fn a_node_app_connects_to_redis_again() {
     let workspace = Workspace::new();
     let mut database = databases::redis(&workspace);
     check(&workspace, &mut database, node(), &["ready"]);
+    drop(database);
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_django_app_connects_to_postgresql_again_by_a_unix_socket() {
+    let workspace = Workspace::new();
+    let mut database = databases::postgresql(&workspace);
+    // A path is, to libpq, the folder of the socket.
+    let folder = workspace.path().display().to_string();
+    database.peer = format!("unix:{folder}/.s.PGSQL.{}", database.port);
+    database.environment.push(("PGHOST", folder));
+    check(&workspace, &mut database, django_on_gunicorn(), &["ready"]);
     drop(database);
     workspace.assert_clean();
 }

@@ -16,6 +16,8 @@ use super::{Killed, LIMIT, Workspace, describe, finish, free_port, pause, wait_u
 /// A database that runs; it ends when this is dropped.
 pub struct Database {
     pub port: u16,
+    /// Where its clients are connected to.
+    pub peer: String,
     /// Tells clients where it is.
     pub environment: Vec<(&'static str, String)>,
     start: Command,
@@ -98,6 +100,7 @@ impl Database {
         }
         let mut database = Self {
             port,
+            peer: format!("tcp:127.0.0.1:{port}"),
             environment,
             start,
             visit,
@@ -119,7 +122,7 @@ impl Database {
         self.try_visit().unwrap()
     }
 
-    /// Waits until nobody is connected to it.
+    /// Waits until nobody is connected to it by TCP.
     pub fn wait_until_left(&self) {
         wait_until("the connections to end", || {
             let mut sockets = procfs::net::tcp().unwrap().into_iter();

@@ -231,7 +231,7 @@ pub struct Checkpoint {
 /// What becomes of connections.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Connections {
-    /// Restore TCP connections that the server has to others as closed ones
+    /// Restore connections that the server has to others as closed ones
     #[arg(long)]
     pub tcp_close: bool,
     /// Restore TCP connections that the server has to others as they were: once, and as long as

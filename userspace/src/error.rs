@@ -451,7 +451,7 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
         CaptureError::Connected { .. } => {
             "if the server connects again by itself when it finds them closed, as pools do, \
              --tcp-close restores them so; --before-freeze can tell it to close them, and \
-             --tcp-established keeps them for a single restore"
+             --tcp-established keeps those by TCP for a single restore"
                 .into()
         }
         CaptureError::User(UserError::SeveralUsers { .. }) => {

@@ -37,6 +37,7 @@ pub mod client;
 pub mod host;
 pub mod listener;
 pub mod output;
+mod sock_diag;
 mod sys;
 pub mod target;
 pub mod tree;

@@ -1,6 +1,7 @@
 //! Listening sockets: what they are called, and those of this host.
 
 use std::{
+    collections::HashMap,
     fmt, fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -13,7 +14,7 @@ use procfs::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::tree::HostPid;
+use crate::{sock_diag, tree::HostPid};
 
 /// Where a server takes connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -56,6 +57,8 @@ impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { address } => write!(f, "tcp:{address}"),
+            // As ss(8) shows one without a name.
+            Self::Unix { path } if path.as_os_str().is_empty() => f.write_str("unix:*"),
             Self::Unix { path } => write!(f, "unix:{}", path.display()),
         }
     }
@@ -103,14 +106,24 @@ pub fn all_of(pid: HostPid) -> Vec<(u64, Listener)> {
     found
 }
 
-/// Every connected socket of the network namespace, by TCP or with a path: its inode, its own end,
-/// and the other, which only TCP names.
-pub fn connected() -> Vec<(u64, Listener, Option<SocketAddr>)> {
+/// A connected socket.
+pub struct Connected {
+    pub inode: u64,
+    pub local: Listener,
+    /// None if the other end of a Unix socket is closed, or not accepted yet.
+    pub peer: Option<Listener>,
+    /// Of the other end, which only Unix sockets tell.
+    pub peer_inode: Option<u64>,
+}
+
+/// Every connected socket of the network namespace, by TCP or Unix.
+pub fn connected() -> Vec<Connected> {
     connected_of(OWN)
 }
 
-/// The same of the network namespace of a process.
-pub fn connected_of(pid: HostPid) -> Vec<(u64, Listener, Option<SocketAddr>)> {
+/// The same of the network namespace of a process. The other ends of Unix sockets are known in our
+/// own only.
+pub fn connected_of(pid: HostPid) -> Vec<Connected> {
     // One in TIME_WAIT is nobody's any more.
     let is_connected = |state: &TcpState| {
         !matches!(
@@ -120,17 +133,32 @@ pub fn connected_of(pid: HostPid) -> Vec<(u64, Listener, Option<SocketAddr>)> {
     };
     let mut found: Vec<_> = tcp_sockets(pid)
         .filter(|entry| is_connected(&entry.state))
-        .map(|entry| {
-            let address = entry.local_address;
-            let peer = entry.remote_address;
-            (entry.inode, Listener::Tcp { address }, Some(peer))
+        .map(|entry| Connected {
+            inode: entry.inode,
+            local: Listener::Tcp {
+                address: entry.local_address,
+            },
+            peer: Some(Listener::Tcp {
+                address: entry.remote_address,
+            }),
+            peer_inode: None,
         })
         .collect();
-    let table = unix_table(pid);
-    let unix = unix_sockets(&table).filter(|socket| !socket.listens && socket.connected);
+    let text = unix_table(pid);
+    let peers = sock_diag::unix_peers().unwrap_or_default();
+    let named = |path: &str| Listener::Unix { path: path.into() };
+    let paths: HashMap<u64, &str> = unix_sockets(&text)
+        .map(|socket| (socket.inode, socket.path))
+        .collect();
+    let unix = unix_sockets(&text).filter(|socket| !socket.listens && socket.connected);
     found.extend(unix.map(|socket| {
-        let path = socket.path.into();
-        (socket.inode, Listener::Unix { path }, None)
+        let peer_inode = peers.get(&socket.inode).copied();
+        Connected {
+            inode: socket.inode,
+            local: named(socket.path),
+            peer: peer_inode.map(|inode| named(paths.get(&inode).unwrap_or(&""))),
+            peer_inode,
+        }
     }));
     found
 }
@@ -158,11 +186,12 @@ fn unix_table(pid: HostPid) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// A Unix socket with a name.
+/// A Unix socket of this host.
 struct UnixSocket<'a> {
     inode: u64,
     listens: bool,
     connected: bool,
+    /// Empty if it has none.
     path: &'a str,
 }
 
@@ -179,7 +208,7 @@ fn unix_sockets(text: &str) -> impl Iterator<Item = UnixSocket<'_>> {
         // The path is the rest of the line, spaces and all.
         let mut path = line;
         for _ in 0..7 {
-            path = path.trim_start().split_once(' ')?.1;
+            path = path.trim_start().split_once(' ').unwrap_or_default().1;
         }
         Some(UnixSocket {
             inode,
@@ -192,7 +221,7 @@ fn unix_sockets(text: &str) -> impl Iterator<Item = UnixSocket<'_>> {
 
 /// The listening ones among them.
 fn parse_unix(text: &str) -> Vec<(u64, Listener)> {
-    let listening = unix_sockets(text).filter(|socket| socket.listens);
+    let listening = unix_sockets(text).filter(|socket| socket.listens && !socket.path.is_empty());
     listening
         .map(|socket| {
             let path = socket.path.into();

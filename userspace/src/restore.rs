@@ -271,9 +271,9 @@ fn refuse_lost(connections: &[(SocketAddr, SocketAddr)]) -> Result<(), RestoreEr
     }
     let found: Vec<_> = listener::connected()
         .into_iter()
-        .filter_map(|(_, local, peer)| match local {
-            Listener::Tcp { address } => Some((address, peer?)),
-            Listener::Unix { .. } => None,
+        .filter_map(|socket| match (socket.local, socket.peer?) {
+            (Listener::Tcp { address }, Listener::Tcp { address: peer }) => Some((address, peer)),
+            _ => None,
         })
         .collect();
     for &(local, peer) in connections {

@@ -3,7 +3,7 @@
 //! A process may be gone at any moment; then it is simply not
 //! in the answer.
 
-use std::{collections::HashMap, fmt, fs, net::SocketAddr, path::PathBuf};
+use std::{collections::HashMap, fmt, fs, path::PathBuf};
 
 use procfs::process::{FDTarget, Process};
 use serde::{Deserialize, Serialize};
@@ -161,15 +161,21 @@ fn describe_one(host: HostPid) -> Option<Member> {
 /// A connection of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
+    /// Of its socket.
+    pub inode: u64,
     pub pid: HostPid,
     /// Of the process, as of `/proc/PID/comm`.
     pub process: String,
     pub local: Listener,
-    /// None for Unix sockets, whose other end has no name.
-    pub peer: Option<SocketAddr>,
+    /// None if the other end of a Unix socket is closed, or not accepted yet.
+    pub peer: Option<Listener>,
 }
 
 impl Connection {
+    pub fn is_tcp(&self) -> bool {
+        matches!(self.local, Listener::Tcp { .. })
+    }
+
     /// Whether it was accepted on one of these.
     pub fn is_inbound(&self, listeners: &[Listener]) -> bool {
         listeners
@@ -182,7 +188,7 @@ impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (pid {}): {}", self.process, self.pid, self.local)?;
         match &self.peer {
-            Some(peer) => write!(f, " to tcp:{peer}"),
+            Some(peer) => write!(f, " to {peer}"),
             None => Ok(()),
         }
     }
@@ -220,7 +226,7 @@ pub fn listeners(pids: &[HostPid]) -> Vec<Listener> {
     found
 }
 
-/// The connections that processes have: by TCP, and by Unix sockets with a path.
+/// The connections that processes have to others, and, by TCP, among themselves.
 pub fn connections(pids: &[HostPid]) -> Vec<Connection> {
     let Some(&first) = pids.first() else {
         return vec![];
@@ -230,15 +236,18 @@ pub fn connections(pids: &[HostPid]) -> Vec<Connection> {
         let stat = Process::new(pid.0).and_then(|process| process.stat());
         stat.map(|stat| stat.comm).unwrap_or_default()
     };
-    let found = listener::connected_of(first).into_iter();
-    found
-        .filter_map(|(inode, local, peer)| {
-            let pid = *inodes.get(&inode)?;
+    let is_held = |inode: &u64| inodes.contains_key(inode);
+    listener::connected_of(first)
+        .into_iter()
+        .filter(|socket| !socket.peer_inode.as_ref().is_some_and(is_held))
+        .filter_map(|socket| {
+            let pid = *inodes.get(&socket.inode)?;
             Some(Connection {
+                inode: socket.inode,
                 pid,
                 process: name(pid),
-                local,
-                peer,
+                local: socket.local,
+                peer: socket.peer,
             })
         })
         .collect()

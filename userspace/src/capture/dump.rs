@@ -60,6 +60,7 @@ pub async fn dump(
     wanted: &Wanted,
 ) -> Result<Dumped, CaptureError> {
     let connections = treat_connections(tree, wanted.outbound)?;
+    let unix_close = unix_to_close(tree);
     let has_sys_resource = host::capabilities().contains(CapabilitySet::SYS_RESOURCE);
     let user = criu::choose_user(&tree.members, has_sys_resource)?;
     carry::delete_mapped(&tree.members, wanted.made_since).map_err(CaptureError::Carry)?;
@@ -67,6 +68,7 @@ pub async fn dump(
         root: tree.root,
         foreign_session: tree.foreign_session,
         replaced: wanted.outputs.iter().flatten().cloned().collect(),
+        unix_close: unix_close.clone(),
         connections,
         after: wanted.after,
         limit: LIMIT,
@@ -76,6 +78,7 @@ pub async fn dump(
         .await
         .map_err(|error| keep_log(store, error))?;
     let time = begun.elapsed();
+    edit::close_unix(&staging.criu(), &unix_close)?;
     if !kerndat.is_filled() {
         // Only a cache: without it the next restore is slower, and tries again.
         let _ = kerndat.fill_from(sandbox.init());
@@ -134,28 +137,45 @@ pub fn keep(
 }
 
 /// What becomes of the TCP connections of a tree. Those of clients that came too early are never
-/// a hindrance: they are closed.
+/// a hindrance: they are closed. Unix sockets cannot be kept.
 fn treat_connections(
     tree: &FrozenTree,
     outbound: TcpConnections,
 ) -> Result<TcpConnections, CaptureError> {
-    let tcp = || tree.connections.iter().filter(|c| ends(c).is_some());
-    let is_outbound = |c: &&Connection| !c.is_inbound(&tree.listeners);
-    let mut refused = tcp().filter(is_outbound).cloned().peekable();
-    match (refused.peek(), outbound) {
-        (Some(_), TcpConnections::None) => Err(CaptureError::Connected {
-            connections: refused.collect(),
-        }),
-        (Some(_), chosen) => Ok(chosen),
-        (None, _) if tcp().next().is_some() => Ok(TcpConnections::Closed),
-        (None, _) => Ok(TcpConnections::None),
+    let hinders = |c: &&Connection| {
+        let is_allowed = match outbound {
+            TcpConnections::None => false,
+            TcpConnections::Closed => true,
+            TcpConnections::Established => c.is_tcp(),
+        };
+        c.peer.is_some() && !c.is_inbound(&tree.listeners) && !is_allowed
+    };
+    let connections: Vec<_> = tree.connections.iter().filter(hinders).cloned().collect();
+    if !connections.is_empty() {
+        return Err(CaptureError::Connected { connections });
     }
+    let mut tcp = tree.connections.iter().filter(|c| c.is_tcp()).peekable();
+    let has_outbound = tcp.clone().any(|c| !c.is_inbound(&tree.listeners));
+    Ok(match (tcp.peek(), has_outbound) {
+        (None, _) => TcpConnections::None,
+        (Some(_), true) => outbound,
+        (Some(_), false) => TcpConnections::Closed,
+    })
+}
+
+/// The Unix sockets whose other ends are not in the tree: none of them goes on.
+fn unix_to_close(tree: &FrozenTree) -> Vec<u64> {
+    let connections = tree.connections.iter();
+    let unix = connections.filter(|c| !c.is_tcp() && c.peer.is_some());
+    unix.map(|connection| connection.inode).collect()
 }
 
 /// Both ends of a connection by TCP.
 fn ends(connection: &Connection) -> Option<(SocketAddr, SocketAddr)> {
-    match (&connection.local, connection.peer) {
-        (Listener::Tcp { address }, Some(peer)) => Some((*address, peer)),
+    match (&connection.local, &connection.peer) {
+        (Listener::Tcp { address }, Some(Listener::Tcp { address: peer })) => {
+            Some((*address, *peer))
+        }
         _ => None,
     }
 }

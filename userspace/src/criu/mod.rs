@@ -113,6 +113,8 @@ pub struct DumpRequest {
     pub foreign_session: bool,
     /// CRIU's names of the files that are replaced at the restore.
     pub replaced: Vec<String>,
+    /// The inodes of Unix sockets whose other end is not in the tree.
+    pub unix_close: Vec<u64>,
     pub connections: TcpConnections,
     pub after: AfterDump,
     pub limit: Duration,
@@ -155,7 +157,9 @@ pub async fn dump(
         .replaced
         .iter()
         .filter(|name| name.starts_with("file["));
-    options.external.extend(files.cloned());
+    let sockets = request.unix_close.iter();
+    let sockets = sockets.map(|inode| format!("unix[{inode}]"));
+    options.external = files.cloned().chain(sockets).collect();
     // A client that connects to the frozen server is not part of it.
     options.set_tcp_skip_in_flight(true);
     match request.connections {

@@ -48,9 +48,14 @@ mod inet_sk_entry {
 }
 
 mod unix_sk_entry {
+    pub const INO: u32 = 2;
     pub const STATE: u32 = 4;
+    pub const PEER: u32 = 8;
     pub const NAME: u32 = 11;
+    pub const SHUTDOWN: u32 = 12;
     pub const NAME_DIR: u32 = 14;
+    /// `SK_SHUTDOWN__BOTH` of images/sk-opts.proto.
+    pub const BOTH: u64 = 3;
 }
 
 mod sk_opts_entry {
@@ -95,6 +100,28 @@ mod stats_entry {
 pub fn make_reusable(images: &Path) -> Result<(), EditError> {
     forget_sizes(images)?;
     wake_up(images)
+}
+
+/// Restores connected Unix sockets as ones whose other end has been closed.
+///
+/// # Errors
+/// See [`EditError`].
+pub fn close_unix(images: &Path, inodes: &[u64]) -> Result<(), EditError> {
+    if inodes.is_empty() {
+        return Ok(());
+    }
+    let mut image = Image::read(&images.join("files.img"), Kind::Files)?;
+    for entry in &mut image.entries {
+        entry.edit(file_entry::USK, |socket| {
+            let inode = socket.number(unix_sk_entry::INO);
+            if inode.is_some_and(|inode| inodes.contains(&inode)) {
+                socket.replace_number(unix_sk_entry::PEER, 0);
+                let both = wire::Value::Varint(unix_sk_entry::BOTH);
+                socket.set(unix_sk_entry::SHUTDOWN, [both]);
+            }
+        });
+    }
+    image.write()
 }
 
 /// Removes the size and the mode of files that are open for writing: CRIU refuses to restore a
