@@ -2,13 +2,14 @@
 
 use crate::support::Workspace;
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "bench",
     "capture",
     "restore",
     "ps",
     "stop",
     "logs",
+    "limit",
     "images",
     "inspect",
     "rm",

@@ -10,6 +10,7 @@ mod errors;
 mod gate;
 mod hooks;
 mod lifecycle;
+mod limits;
 mod points;
 mod pools;
 mod publish;

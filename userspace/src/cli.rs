@@ -1,11 +1,17 @@
 //! The command line.
 
-use std::{ffi::OsString, path::PathBuf, sync::LazyLock, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Component, PathBuf},
+    sync::LazyLock,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 use crate::{
     capture,
+    cgroup::{Cpus, Limits, Memory, Request},
     criu::TcpConnections,
     error::Error,
     hook::{Hook, Variable},
@@ -79,6 +85,11 @@ pub enum Command {
     Stop(Stop),
     /// Print what a detached instance wrote
     Logs(Logs),
+    /// Limit what a running instance may use, or print its limits
+    ///
+    /// The limits hold at once. Without any to set, those that are set are printed, and what is
+    /// used of them.
+    Limit(Limit),
     /// List images, newest first
     Images,
     /// Show what an image holds
@@ -280,6 +291,51 @@ pub struct Restore {
     #[arg(long, value_name = "N", default_value = "1", requires_all = ["detach", "reuse_port"])]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub count: u32,
+    #[command(flatten)]
+    pub group: Group,
+}
+
+/// The control group of an instance.
+#[derive(Debug, Args)]
+pub struct Group {
+    #[command(flatten)]
+    pub limits: LimitOptions,
+    /// Put it into a control group of its own, which a limit does as well; below this group
+    /// [default: warmimg]
+    #[arg(long, value_name = "GROUP", require_equals = true, value_parser = group)]
+    pub cgroup: Option<Option<PathBuf>>,
+}
+
+impl Group {
+    /// The group to make, if any.
+    pub fn request(&self) -> Option<Request> {
+        let limits = self.limits.limits();
+        let is_wanted = self.cgroup.is_some() || limits != Limits::default();
+        is_wanted.then(|| Request {
+            parent: self.cgroup.clone().flatten(),
+            limits,
+        })
+    }
+}
+
+/// The limits of a control group.
+#[derive(Debug, Args)]
+pub struct LimitOptions {
+    /// How much of the processors it may use, as 0.5 or 2, or max
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<Cpus>,
+    /// How much memory it may use, in bytes or with K, M or G, or max
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Memory>,
+}
+
+impl LimitOptions {
+    pub fn limits(&self) -> Limits {
+        Limits {
+            cpus: self.cpus,
+            memory: self.memory,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -302,6 +358,14 @@ pub struct Logs {
     /// Go on printing what is added, until the instance ends
     #[arg(short, long)]
     pub follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Limit {
+    /// The instance
+    pub instance: String,
+    #[command(flatten)]
+    pub limits: LimitOptions,
 }
 
 #[derive(Debug, Args)]
@@ -424,6 +488,16 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The path of a control group from the top of the hierarchy.
+fn group(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_name = |part| matches!(part, Component::Normal(_) | Component::RootDir);
+    match path.components().all(is_name) && path.components().next().is_some() {
+        true => Ok(path),
+        false => Err("not the path of a group, as system.slice".to_owned()),
+    }
+}
+
 /// A share, written as a percentage: 0.1 for `10%` or `10`.
 fn percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
@@ -459,6 +533,31 @@ mod tests {
         assert_eq!((factor("5x"), factor("1.5")), (Ok(5.0), Ok(1.5)));
         assert!(percent("ten").is_err() && percent("-1%").is_err());
         assert!(factor("0x").is_err() && factor("x").is_err());
+    }
+
+    #[test]
+    fn a_limit_or_a_place_asks_for_a_group() {
+        let request = |words: &[&str]| {
+            let words = ["warmimg", "restore"].iter().chain(words);
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::Restore(restore) => (restore.group.request(), restore.image),
+                _ => unreachable!(),
+            }
+        };
+        assert!(request(&["shop"]).0.is_none());
+        let (asked, image) = request(&["--cgroup", "shop"]);
+        assert_eq!(
+            (asked.unwrap().parent, image.unwrap()),
+            (None, "shop".into())
+        );
+        let (asked, image) = request(&["--cgroup=/system.slice", "--cpus", "0.5"]);
+        let asked = asked.unwrap();
+        assert_eq!((asked.parent, image), (Some("/system.slice".into()), None));
+        assert_eq!(asked.limits.cpus.unwrap().number(), Some(0.5));
+        assert!(request(&["--memory", "1G"]).0.is_some());
+        for bad in ["--cgroup=../x", "--cgroup="] {
+            assert!(Cli::try_parse_from(["warmimg", "restore", bad]).is_err());
+        }
     }
 
     #[test]

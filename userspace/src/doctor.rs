@@ -9,6 +9,7 @@ use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
 use crate::{
+    cgroup::{self, Controller, Places},
     criu::{self, Program, Version},
     host, requirements, watch,
 };
@@ -74,17 +75,9 @@ pub struct Facts {
     pub initial_pid_namespace: bool,
     pub criu: Result<(PathBuf, Version), String>,
     pub kerndat_filled: bool,
-    pub cgroup: Cgroup,
+    /// Where the controllers are that limit instances.
+    pub cgroups: Places,
     pub time_namespaces: bool,
-}
-
-/// How control groups are mounted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cgroup {
-    V2,
-    Hybrid,
-    V1,
-    None,
 }
 
 impl Facts {
@@ -107,12 +100,7 @@ impl Facts {
             initial_pid_namespace: host::is_initial_pid_namespace(),
             criu: version.map_err(|error| error.to_string()),
             kerndat_filled,
-            cgroup: match () {
-                () if mounted("/sys/fs/cgroup", "cgroup.controllers") => Cgroup::V2,
-                () if mounted("/sys/fs/cgroup/unified", "cgroup.controllers") => Cgroup::Hybrid,
-                () if mounted("/sys/fs/cgroup", "memory") => Cgroup::V1,
-                () => Cgroup::None,
-            },
+            cgroups: Places::find().unwrap_or_default(),
             time_namespaces: Path::new("/proc/self/ns/time").exists(),
         }
     }
@@ -267,14 +255,28 @@ fn kerndat(facts: &Facts) -> Finding {
 }
 
 fn cgroups(facts: &Facts) -> Finding {
-    good(
-        "cgroups",
-        match facts.cgroup {
-            Cgroup::V2 => "version 2; restored servers stay in the group of warmimg",
-            Cgroup::Hybrid => "hybrid; restored servers stay in the groups of warmimg",
-            Cgroup::V1 => "version 1; restored servers stay in the groups of warmimg",
-            Cgroup::None => "not mounted, and not needed",
-        },
+    const CHECK: &str = "cgroups";
+    let found: Vec<_> = [Controller::Cpu, Controller::Memory]
+        .into_iter()
+        .map(|controller| {
+            let place = facts.cgroups.of(controller);
+            let version = place.map_or("nowhere", |place| match place.version {
+                cgroup::Version::V1 => "version 1",
+                cgroup::Version::V2 => "version 2",
+            });
+            format!("{}: {version}", controller.name())
+        })
+        .collect();
+    let found = found.join(", ");
+    if facts.cgroups.cpu.is_some() && facts.cgroups.memory.is_some() {
+        return good(CHECK, found);
+    }
+    finding(
+        CHECK,
+        Severity::Limited,
+        found,
+        "restored servers cannot be limited by what is nowhere; all else works",
+        cgroup::NO_CONTROLLER_FIX,
     )
 }
 
@@ -320,6 +322,10 @@ mod tests {
     use super::*;
 
     fn facts() -> Facts {
+        let place = cgroup::Place {
+            version: cgroup::Version::V2,
+            path: "/sys/fs/cgroup".into(),
+        };
         Facts {
             kernel: (6, 18),
             missing_tracepoints: Ok(vec![]),
@@ -328,7 +334,10 @@ mod tests {
             initial_pid_namespace: true,
             criu: Ok(("/usr/sbin/criu".into(), Version(4, 2, 1))),
             kerndat_filled: true,
-            cgroup: Cgroup::V2,
+            cgroups: Places {
+                cpu: Some(place.clone()),
+                memory: Some(place),
+            },
             time_namespaces: true,
         }
     }
@@ -422,5 +431,13 @@ mod tests {
             ..facts()
         };
         assert_eq!(worst(&limited), [("CAP_SYS_RESOURCE", Severity::Limited)]);
+    }
+
+    #[test]
+    fn without_a_controller_the_limitation_is_told() {
+        let mut limited = facts();
+        limited.cgroups.memory = None;
+        assert_eq!(worst(&limited), [("cgroups", Severity::Limited)]);
+        assert_eq!(cgroups(&limited).found, "cpu: version 2, memory: nowhere");
     }
 }

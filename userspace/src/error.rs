@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 use crate::{
     bench::{BenchError, RunError, gate::GateError, results::ResultsError},
     capture::CaptureError,
+    cgroup::{self, CgroupError},
     criu::{CriuError, ProgramError, UserError},
     edit::EditError,
     freeze::FreezeError,
@@ -34,6 +35,8 @@ pub enum Error {
     #[error(transparent)]
     Instance(#[from] InstanceError),
     #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
     Program(#[from] ProgramError),
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -57,8 +60,6 @@ pub enum Error {
     AutoLeaveRunning,
     #[error("--before-freeze has no meaning but with --at ready or warm")]
     HookWithoutPoint,
-    #[error("{0} has ended")]
-    Ended(String),
     #[error("cannot start the asynchronous runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot write the output")]
@@ -99,7 +100,7 @@ pub enum ExitCode {
     DiskFull = 110,
     /// The process tree is of a kind that cannot be captured here.
     UnsupportedTree = 111,
-    /// No instance is called so.
+    /// No instance is called so, or it has ended.
     UnknownInstance = 112,
     /// `doctor` found that capture and restore will not work.
     Unfit = 113,
@@ -138,9 +139,10 @@ impl Error {
             Self::Requirement(_) => ExitCode::MissingCapability,
             Self::Program(_) => ExitCode::NoCriu,
             Self::Store(error) => store_code(error),
-            Self::Instance(InstanceError::Unknown { .. }) | Self::Ended(_) => {
+            Self::Instance(InstanceError::Unknown { .. } | InstanceError::Ended { .. }) => {
                 ExitCode::UnknownInstance
             }
+            Self::Cgroup(error) => cgroup_code(error),
             Self::Capture(error) => match error {
                 CaptureError::Exec { .. } => ExitCode::CommandNotFound,
                 CaptureError::ExitedEarly { .. } => ExitCode::ExitedEarly,
@@ -175,6 +177,7 @@ impl Error {
                 RestoreError::Ended { .. } => ExitCode::ExitedEarly,
                 RestoreError::DoesNotListen { .. } => ExitCode::Timeout,
                 RestoreError::Criu(error) => criu_code(error),
+                RestoreError::Cgroup(error) => cgroup_code(error),
                 RestoreError::Image { .. } => ExitCode::StoreUnusable,
                 _ => ExitCode::Failure,
             },
@@ -224,7 +227,10 @@ impl Error {
                 format!("the image listens on: {}", listeners.join(", "))
             }
             Self::Restore(RestoreError::Criu(error)) => criu_hint(error)?,
-            Self::Ended(_) => "`warmimg ps` tells what runs".into(),
+            Self::Restore(RestoreError::OutOfMemory(_)) => {
+                "give it more with --memory; `warmimg inspect` tells the memory of the image".into()
+            }
+            Self::Cgroup(error) | Self::Restore(RestoreError::Cgroup(error)) => cgroup_hint(error)?,
             Self::NothingNamed => "`warmimg ps` lists the instances".into(),
             Self::Bench(error) => bench_hint(error)?,
             Self::Results(ResultsError::Newer { .. }) => "use the warmimg that wrote it".into(),
@@ -402,7 +408,46 @@ fn instance_hint(error: &InstanceError) -> Option<String> {
             "there is no instance; `warmimg restore -d` starts one".into()
         }
         InstanceError::Unknown { running, .. } => format!("there are: {}", running.join(", ")),
+        InstanceError::Ended { id } => {
+            format!("`warmimg stop {id}` removes what is left; `warmimg restore -d` starts another")
+        }
         InstanceError::NoLog { .. } => "`warmimg restore -d` keeps a log".into(),
+        _ => return None,
+    })
+}
+
+fn cgroup_code(error: &CgroupError) -> ExitCode {
+    match error {
+        CgroupError::NoParent(_) => ExitCode::Usage,
+        _ => ExitCode::Failure,
+    }
+}
+
+fn cgroup_hint(error: &CgroupError) -> Option<String> {
+    Some(match error {
+        CgroupError::NoController(_) => cgroup::NO_CONTROLLER_FIX.into(),
+        CgroupError::NoParent(_) => "make it, or leave --cgroup without a group".into(),
+        CgroupError::Create { .. } => {
+            "this needs root and a writable hierarchy; a container has one of its host with \
+             --privileged"
+                .into()
+        }
+        CgroupError::Enable { source, .. }
+            if matches!(
+                source.kind(),
+                io::ErrorKind::ResourceBusy | io::ErrorKind::Unsupported
+            ) =>
+        {
+            "a group with processes of its own can have none with controllers below; name \
+             another with --cgroup=GROUP"
+                .into()
+        }
+        CgroupError::Write { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+            "the groups above it may have a lower limit".into()
+        }
+        CgroupError::InUse { used, .. } => {
+            format!("nothing was changed; allow more than {used}, or let the server use less first")
+        }
         _ => return None,
     })
 }

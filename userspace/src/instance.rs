@@ -24,7 +24,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{listener::Listener, spawn::EXIT_FILE, sys, tree::HostPid};
+use crate::{cgroup::Group, listener::Listener, spawn::EXIT_FILE, sys, tree::HostPid};
 
 const RECORD: &str = "instance.json";
 const OUTPUT: &str = "output.log";
@@ -41,6 +41,8 @@ pub enum InstanceError {
         wanted: String,
         running: Vec<String>,
     },
+    #[error("{id} has ended")]
+    Ended { id: String },
     #[error("cannot signal {id} (init pid {init})")]
     Signal {
         id: String,
@@ -65,6 +67,9 @@ pub struct Record {
     pub init: HostPid,
     pub detached: bool,
     pub listeners: Vec<Listener>,
+    /// Its control group, if it has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
 }
 
 /// The folder of an instance being started; removed when dropped, unless kept.
@@ -158,12 +163,7 @@ impl Folder {
     /// # Errors
     /// [`InstanceError::Write`].
     pub fn publish(&self, record: &Record) -> Result<(), InstanceError> {
-        let path = self.path.join(RECORD);
-        let bytes = serde_json::to_vec(record).unwrap_or_default();
-        let aside = self.path.join(".instance.json");
-        fs::write(&aside, bytes)
-            .and_then(|()| fs::rename(&aside, &path))
-            .map_err(write_error(&path))
+        write_record(&self.path, record)
     }
 
     /// Leaves the folder to init and to those who stop the instance.
@@ -175,7 +175,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !self.keep {
-            let _ = fs::remove_dir_all(&self.path);
+            let _ = discard(&self.path);
         }
     }
 }
@@ -187,9 +187,26 @@ fn sweep(parent: &Path) {
         let path = entry.path();
         let is_remains = read_record(&path).is_some_and(|record| record.detached);
         if !is_remains && crate::store::is_free(&path) {
-            let _ = fs::remove_dir_all(path);
+            let _ = discard(&path);
         }
     }
+}
+
+/// Removes an instance that has ended: its control group, then its folder.
+fn discard(folder: &Path) -> io::Result<()> {
+    if let Some(group) = read_record(folder).and_then(|record| record.group) {
+        group.remove();
+    }
+    fs::remove_dir_all(folder)
+}
+
+fn write_record(folder: &Path, record: &Record) -> Result<(), InstanceError> {
+    let path = folder.join(RECORD);
+    let bytes = serde_json::to_vec(record).unwrap_or_default();
+    let aside = folder.join(".instance.json");
+    fs::write(&aside, bytes)
+        .and_then(|()| fs::rename(&aside, &path))
+        .map_err(write_error(&path))
 }
 
 fn read_record(folder: &Path) -> Option<Record> {
@@ -280,6 +297,15 @@ impl Instance {
         !crate::store::is_free(&self.folder)
     }
 
+    /// Records the control group that it has been put into.
+    ///
+    /// # Errors
+    /// [`InstanceError::Write`].
+    pub fn set_group(&mut self, group: Group) -> Result<(), InstanceError> {
+        self.record.group = Some(group);
+        write_record(&self.folder, &self.record)
+    }
+
     /// Asks the server to end (SIGTERM), kills it if it does not within `grace`, and removes
     /// what is left of a detached instance. Returns whether it had to be killed.
     ///
@@ -290,7 +316,7 @@ impl Instance {
             State::Running => self.end(grace).await?,
             State::Ended { .. } => false,
         };
-        match fs::remove_dir_all(&self.folder) {
+        match discard(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(write_error(&self.folder)(error))
             }
@@ -390,6 +416,15 @@ mod tests {
     }
 
     #[test]
+    fn records_from_before_there_were_groups_are_read() {
+        let text =
+            r#"{"id":"web-1","image":"0","started_ms":0,"init":1,"detached":true,"listeners":[]}"#;
+        let record: Record = serde_json::from_str(text).unwrap();
+        assert_eq!(record.group, None);
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
+    }
+
+    #[test]
     fn an_instance_runs_as_long_as_its_lock_is_held() {
         let parent = tempfile::tempdir().unwrap();
         let folder = Folder::create(parent.path(), "web").unwrap();
@@ -401,6 +436,7 @@ mod tests {
                 init: HostPid(1),
                 detached: true,
                 listeners: vec![],
+                group: None,
             })
             .unwrap();
         assert_eq!(find(parent.path(), "web-1").unwrap().state, State::Running);

@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     capture::keep_log,
+    cgroup::{self, CgroupError, Memory, Reservation},
     criu::{self, CriuError, Program, RestoreRequest, kerndat::Kerndat},
     edit::{self, EditError},
     hook::{self, Hook, HookError, Variable},
@@ -20,7 +21,10 @@ use crate::{
     instance::{Folder, InstanceError, Record},
     listener::{self, Listener, Publish},
     output::Output,
-    spawn::{ClockOffsets, CommandError, Descriptors, Plan, STDERR, STDOUT, Sandbox, SpawnError},
+    spawn::{
+        ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT, Sandbox,
+        SpawnError,
+    },
     store::{Image, Manifest, Store, now_ms},
     tree,
     watch::CapturePoint,
@@ -83,6 +87,10 @@ pub enum RestoreError {
     Ended { status: String },
     #[error("the restored server does not listen within {} s", .limit.as_secs())]
     DoesNotListen { limit: Duration },
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error("the server does not fit into its limit of {0} of memory")]
+    OutOfMemory(Memory),
     #[error("interrupted")]
     Interrupted,
 }
@@ -136,6 +144,8 @@ pub struct Options {
     pub variables: Vec<Variable>,
     /// How long each hook may take.
     pub hook_limit: Duration,
+    /// A control group of its own.
+    pub group: Option<cgroup::Request>,
 }
 
 /// Restores an image. It is ready for connections when this returns.
@@ -157,6 +167,10 @@ pub async fn restore(
     refuse_lost(&manifest.connections)?;
     let hooks = hooks(manifest, &options.after_restore)?;
     let folder = Folder::create(&store.instances(), image.label())?;
+    // Made before the sandbox, and so dropped after it, when nothing runs in the group any more.
+    let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
+    let made = group.as_mut().map(|group| group.make(folder.id()));
+    let made = made.transpose()?.cloned();
     // The stored image is read in place, unless something differs from it.
     let images = if moves.iter().any(|(old, new)| old != new) || options.reuse_port {
         let view = folder.images()?;
@@ -166,12 +180,16 @@ pub async fn restore(
         image.criu_folder()
     };
     let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(RestoreError::Kerndat)?;
+    let clocks = continue_clocks(manifest.clocks, Clocks::now());
     let plan = Plan {
         command: None,
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
-        enter: None,
+        place: Place::New(Fresh {
+            clocks: Some(clocks),
+            group: made.clone(),
+        }),
     };
     let open = |path: std::path::PathBuf| {
         fs::File::open(&path).map_err(|source| RestoreError::Image { path, source })
@@ -185,8 +203,13 @@ pub async fn restore(
         stderr: stderr.as_fd(),
         instance: folder.lock().as_fd(),
     };
-    let clocks = continue_clocks(manifest.clocks, Clocks::now());
-    let mut sandbox = Sandbox::create(&plan, &descriptors, Some(clocks)).await?;
+    let out_of_memory = || {
+        let limit = group.as_ref().and_then(Reservation::exhausted)?;
+        Some(RestoreError::OutOfMemory(limit))
+    };
+    let mut sandbox = Sandbox::create(&plan, &descriptors)
+        .await
+        .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
     drop((stdout, stderr));
     let namespaces = begun.elapsed();
 
@@ -202,8 +225,9 @@ pub async fn restore(
     let before_criu = Instant::now();
     let root = criu::restore(&mut sandbox, manifest.criu.user, &request, &folder.work())
         .await
-        .map_err(|error| keep_log(store, error))?;
+        .map_err(|error| out_of_memory().unwrap_or_else(|| keep_log(store, error).into()))?;
     sandbox.set_main(root).await?;
+    group.as_ref().map_or(Ok(()), Reservation::complete)?;
     if manifest.capture.point == CapturePoint::PreListen {
         until_listening(&mut sandbox, &listeners).await?;
     }
@@ -236,8 +260,11 @@ pub async fn restore(
         init: sandbox.init(),
         detached,
         listeners,
+        group: made,
     };
     folder.publish(&record)?;
+    // From here on it goes with the folder.
+    group.into_iter().for_each(Reservation::keep);
     Ok(Restored {
         sandbox,
         record,

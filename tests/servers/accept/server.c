@@ -1,11 +1,13 @@
 /* The smallest server: one process, one accept loop. It starts as fast as a process can, and
  * takes as much longer as it is told:
  *
- *   server PORT [busy=MS] [sleep=MS] [read=FILE] [touch=MIB] [report=FILE] [answer=MS] [exit=FILE]
+ *   server PORT [busy=MS] [sleep=MS] [read=FILE] [touch=MIB] [report=FILE] [answer=MS] [work=MS]
+ *          [grow=MIB] [exit=FILE]
  *
  * Before it listens it keeps the processor busy, sleeps, reads a file and touches memory; then it
  * adds a line to the report: nanoseconds since its start, nanoseconds of CPU time. Each answer
- * takes it `answer` milliseconds. If the file `exit` is there at its start, it ends at once. */
+ * takes it `answer` milliseconds, and `work` milliseconds of CPU time, and leaves it with `grow` MiB
+ * more of memory. If the file `exit` is there at its start, it ends at once. */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -25,6 +27,12 @@ static long long now(clockid_t clock) {
 static void pause_ms(long ms) {
     struct timespec time = {ms / 1000, ms % 1000 * 1000000};
     nanosleep(&time, NULL);
+}
+
+static void work_ms(long ms) {
+    long long end = now(CLOCK_PROCESS_CPUTIME_ID) + ms * 1000000LL;
+    while (now(CLOCK_PROCESS_CPUTIME_ID) < end) {
+    }
 }
 
 static void fail(const char *what) {
@@ -56,7 +64,7 @@ static void touch(long mib) {
 int main(int count, char **words) {
     long long begun = now(CLOCK_MONOTONIC);
     const char *report = NULL;
-    long answer = 0;
+    long answer = 0, work = 0, grow = 0;
     if (count < 2)
         return 2;
     for (int i = 2; i < count; i++) {
@@ -78,6 +86,10 @@ int main(int count, char **words) {
             report = value;
         else if (!strcmp(words[i], "answer"))
             answer = atol(value);
+        else if (!strcmp(words[i], "work"))
+            work = atol(value);
+        else if (!strcmp(words[i], "grow"))
+            grow = atol(value);
         else if (!strcmp(words[i], "exit")) {
             if (access(value, F_OK) == 0) {
                 fprintf(stderr, "found %s\n", value);
@@ -111,6 +123,9 @@ int main(int count, char **words) {
             continue;
         if (read(connection, request, sizeof request) > 0) {
             pause_ms(answer);
+            work_ms(work);
+            if (grow > 0)
+                touch(grow);
             if (write(connection, response, sizeof response - 1) < 0)
                 perror("write");
         }

@@ -18,7 +18,7 @@ use crate::{
     criu::{self, AfterDump, Program, TcpConnections, kerndat::Kerndat},
     freeze::{self, Top},
     host,
-    spawn::{Descriptors, Namespaces, Plan, Sandbox},
+    spawn::{Descriptors, Namespaces, Place, Plan, Sandbox},
     store::{Capture, CommandInfo, Image, Moment, Store, StoreError},
     tree::{self, HostPid},
     watch::CapturePoint,
@@ -71,7 +71,7 @@ pub async fn checkpoint(
         kerndat: kerndat.folder().to_path_buf(),
         // Nothing is mounted where the tree is: without the cache, CRIU takes longer.
         kerndat_is_new: false,
-        enter: Some(Namespaces::of(root)?),
+        place: Place::Of(Namespaces::of(root)?),
     };
     let open =
         |path: PathBuf| fs::File::open(&path).map_err(|source| StoreError::Read { path, source });
@@ -84,7 +84,7 @@ pub async fn checkpoint(
         stderr: null.as_fd(),
         instance: work.as_fd(),
     };
-    let mut sandbox = Sandbox::enter(&plan, &descriptors).await?;
+    let mut sandbox = Sandbox::create(&plan, &descriptors).await?;
 
     progress(Progress::Freezing);
     let mut stopped = Stopped::begin(options.top);

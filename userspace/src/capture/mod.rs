@@ -22,7 +22,7 @@ use crate::{
     host,
     listener::{Listener, Wanted},
     output::Output,
-    spawn::{Command, Descriptors, Plan, Sandbox, SpawnError},
+    spawn::{Command, Descriptors, Fresh, Place, Plan, Sandbox, SpawnError},
     store::{Capture, CommandInfo, Image, Store, StoreError},
     tree::{Connection, HostPid},
     warmup::{Warmup, WarmupError},
@@ -216,7 +216,7 @@ pub async fn capture(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
-        enter: None,
+        place: Place::New(Fresh::default()),
     };
     let descriptors = Descriptors {
         images: images.as_fd(),
@@ -225,7 +225,7 @@ pub async fn capture(
         stderr: stderr.as_fd(),
         instance: work.as_fd(),
     };
-    let mut sandbox = Sandbox::create(&plan, &descriptors, None).await?;
+    let mut sandbox = Sandbox::create(&plan, &descriptors).await?;
     drop((stdout, stderr));
 
     progress(Progress::Attaching);

@@ -8,7 +8,7 @@ use crate::{
     cli,
     error::Error,
     freeze::Top,
-    instance::{self, Instance, State},
+    instance::{self, Instance, InstanceError, State},
     report::Report,
     store::{self, Image, Store},
     tree::HostPid,
@@ -71,7 +71,8 @@ fn find(store: &Store, wanted: &str) -> Result<(Top, Option<Instance>), Error> {
         (None, Some(pid)) => Ok((Top::Root(pid), None)),
         (None, None) => {
             let instance = instance::find(&store.instances(), wanted)?;
-            Err(Error::Ended(instance.record.id))
+            let id = instance.record.id;
+            Err(InstanceError::Ended { id }.into())
         }
     }
 }

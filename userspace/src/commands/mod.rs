@@ -8,6 +8,7 @@ mod doctor;
 mod documents;
 mod images;
 mod instances;
+mod limit;
 mod restore;
 mod subjects;
 mod supervise;
@@ -35,6 +36,7 @@ pub async fn run(cli: &Cli, report: &Report) -> Result<u8, Error> {
         Command::Ps => instances::ps(global, report),
         Command::Stop(arguments) => instances::stop(global, arguments, report).await,
         Command::Logs(arguments) => instances::logs(global, arguments).await,
+        Command::Limit(arguments) => limit::run(global, arguments, report),
         Command::Images => images::images(global, report),
         Command::Inspect(arguments) => images::inspect(global, arguments, report),
         Command::Rm(arguments) => images::rm(global, arguments, report),

@@ -27,6 +27,7 @@ pub async fn run(
         after_restore: arguments.after_restore.clone(),
         variables: arguments.env.clone(),
         hook_limit: arguments.hook_timeout,
+        group: arguments.group.request(),
     };
     let mut signals = Signals::catch()?;
     // Held until all are there: if one fails, the others end with it.

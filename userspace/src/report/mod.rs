@@ -20,6 +20,7 @@ pub use self::{
 };
 use crate::{
     bench::{choice::Reason, statistics::Estimate},
+    cgroup::State as LimitState,
     cli::{DEFAULT_STORE, STORE_VARIABLE},
     doctor::{Finding, Severity},
     error::Error,
@@ -263,6 +264,38 @@ impl Report {
             (_, false) => format!("Stopped {id}"),
             (_, true) => format!("Killed {id}, which did not stop in time"),
         });
+        out.print()
+    }
+
+    pub fn limits(&self, id: &str, state: &LimitState) -> Result<(), Error> {
+        let (cpus, memory) = (state.cpus.number(), state.memory.0);
+        if self.json {
+            return self.line(
+                "limits",
+                json!({
+                    "instance": id,
+                    "cpus": cpus,
+                    "memory_bytes": memory,
+                    "memory_used_bytes": state.memory_used,
+                }),
+            );
+        }
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| "no limit".to_owned());
+        let size = |bytes: u64| Bytes(bytes).to_string();
+        let mut out = Lines::default();
+        out.add(&format!("Limits of {id}"));
+        out.add("");
+        out.row(
+            "processors",
+            &or_none(cpus.map(|number| number.to_string())),
+        );
+        out.row("memory", &or_none(memory.map(size)));
+        let used = state.memory_used.map(size);
+        out.row(
+            "in use",
+            used.as_deref()
+                .unwrap_or("not counted: it has no group of its own"),
+        );
         out.print()
     }
 

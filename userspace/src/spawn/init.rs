@@ -31,12 +31,13 @@ use rustix::{
 };
 
 use super::{
+    ClockOffsets,
     command::Command,
     exec,
     namespaces::Namespaces,
     protocol::{Notice, Order, Step, receive_order, send_notice},
 };
-use crate::sys;
+use crate::{cgroup::Group, sys};
 
 /// Where init keeps its descriptors; CRIU finds the folders as `/proc/1/fd/N`.
 pub const CONTROL: RawFd = 3;
@@ -87,8 +88,24 @@ pub struct Plan {
     /// system CRIU writes it to.
     pub kerndat: PathBuf,
     pub kerndat_is_new: bool,
-    /// The namespaces to enter, in place of making new ones.
-    pub enter: Option<Namespaces>,
+    pub place: Place,
+}
+
+/// Where init works.
+pub enum Place {
+    /// In new namespaces of pids and mounts.
+    New(Fresh),
+    /// In the namespaces of a process that runs already.
+    Of(Namespaces),
+}
+
+/// What else is new.
+#[derive(Default)]
+pub struct Fresh {
+    /// A time namespace whose clocks go on from here.
+    pub clocks: Option<ClockOffsets>,
+    /// The control group to be in, if not the caller's.
+    pub group: Option<Group>,
 }
 
 struct Init<'a> {
@@ -117,7 +134,10 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
     // Away from the caller's terminal, and a session that a restored daemon can be put into.
     let _ = nix::unistd::setsid();
     // Before the descriptors of the namespaces are closed with all others.
-    let entered = plan.enter.as_ref().map(Namespaces::enter);
+    let entered = match &plan.place {
+        Place::New(_) => Ok(()),
+        Place::Of(namespaces) => namespaces.enter(),
+    };
     if sys::keep_only(descriptors).is_err() || quiet_stdio().is_err() {
         return 70;
     }
@@ -133,9 +153,9 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
     };
     // If the supervisor is killed, so is init, and with it the namespace.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let prepared = match entered {
-        None => init.set_up_mounts(),
-        Some(entered) => entered.map_err(|error| Notice::Failed {
+    let prepared = match (&plan.place, entered) {
+        (Place::New(fresh), _) => enter_group(fresh).and_then(|()| init.set_up_mounts()),
+        (Place::Of(_), entered) => entered.map_err(|error| Notice::Failed {
             step: Step::Enter,
             errno: errno_of(&error),
         }),
@@ -171,6 +191,14 @@ fn failed(step: Step) -> impl Fn(nix::Error) -> Notice {
 
 fn errno_of(error: &io::Error) -> u32 {
     error.raw_os_error().unwrap_or(libc::EIO) as u32
+}
+
+fn enter_group(fresh: &Fresh) -> Result<(), Notice> {
+    let entered = fresh.group.as_ref().map_or(Ok(()), Group::enter);
+    entered.map_err(|error| Notice::Failed {
+        step: Step::Group,
+        errno: errno_of(&error),
+    })
 }
 
 impl Init<'_> {

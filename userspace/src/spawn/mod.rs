@@ -14,7 +14,7 @@ mod protocol;
 
 use std::{
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -24,11 +24,12 @@ use self::protocol::{Notice, Order, receive_notice, send_order};
 pub use self::{
     child::Child,
     command::{COMPATIBLE_ENVIRONMENT, Command, CommandError, RunAs},
-    init::{EXIT_FILE, IMAGES, Plan, STDERR, STDOUT, WORK},
+    init::{EXIT_FILE, Fresh, IMAGES, Place, Plan, STDERR, STDOUT, WORK},
     namespaces::Namespaces,
     protocol::Step,
 };
 use crate::{
+    cgroup::Group,
     sys,
     tree::{HostPid, NsPid},
 };
@@ -44,6 +45,8 @@ pub enum SpawnError {
     Enter { pid: HostPid, source: io::Error },
     #[error("cannot set the clocks of the new time namespace")]
     Clocks(#[source] io::Error),
+    #[error("cannot open the control group to start in")]
+    Group(#[source] io::Error),
     #[error("cannot make init's control socket")]
     Socket(#[source] io::Error),
     #[error("init cannot {step}")]
@@ -101,37 +104,33 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes the namespaces and waits until init has set them up.
+    /// Makes the namespaces, or enters those of a process that runs already, and waits until init
+    /// has set itself up there. With namespaces that are not its own, nothing but init and CRIU
+    /// ends with the sandbox.
     ///
     /// # Errors
     /// See [`SpawnError`].
-    pub async fn create(
-        plan: &Plan,
-        descriptors: &Descriptors<'_>,
-        clocks: Option<ClockOffsets>,
-    ) -> Result<Self, SpawnError> {
-        if let Some(offsets) = clocks {
+    pub async fn create(plan: &Plan, descriptors: &Descriptors<'_>) -> Result<Self, SpawnError> {
+        let fresh = match &plan.place {
+            Place::New(fresh) => fresh,
+            Place::Of(namespaces) => {
+                let _born = namespaces.of_children().map_err(SpawnError::Namespaces)?;
+                return Self::start_init(plan, descriptors, sys::ForkOptions::default()).await;
+            }
+        };
+        if let Some(offsets) = fresh.clocks {
             sys::unshare_time().map_err(SpawnError::Clocks)?;
             fs::write("/proc/self/timens_offsets", offsets.to_lines())
                 .map_err(SpawnError::Clocks)?;
         }
+        let group = fresh.group.as_ref().map(Group::born_in);
+        let group = group.transpose().map_err(SpawnError::Group)?.flatten();
         let options = sys::ForkOptions {
             new_pid_namespace: true,
             new_mount_namespace: true,
-            cgroup: None,
+            cgroup: group.as_ref().map(AsFd::as_fd),
         };
         Self::start_init(plan, descriptors, options).await
-    }
-
-    /// Enters the namespaces of a process that runs already, with a second init that only starts
-    /// CRIU there. Nothing but that ends with this sandbox.
-    ///
-    /// # Errors
-    /// See [`SpawnError`].
-    pub async fn enter(plan: &Plan, descriptors: &Descriptors<'_>) -> Result<Self, SpawnError> {
-        let born = plan.enter.as_ref().map(Namespaces::of_children);
-        let _born = born.transpose().map_err(SpawnError::Namespaces)?;
-        Self::start_init(plan, descriptors, sys::ForkOptions::default()).await
     }
 
     async fn start_init(

@@ -67,6 +67,7 @@ pub enum Step {
     Signal = 7,
     Kerndat = 8,
     Enter = 9,
+    Group = 10,
 }
 
 impl Step {
@@ -81,6 +82,7 @@ impl Step {
             Self::Signal,
             Self::Kerndat,
             Self::Enter,
+            Self::Group,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -99,6 +101,7 @@ impl std::fmt::Display for Step {
             Self::Signal => "send the signal",
             Self::Enter => "enter the namespaces",
             Self::Kerndat => "mount a tmpfs for CRIU's kernel data",
+            Self::Group => "enter its control group",
         })
     }
 }

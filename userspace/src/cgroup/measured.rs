@@ -1,4 +1,4 @@
-//! Control groups (version 2) to hold a process with all it starts: what it used, and its end.
+//! Groups of version 2 to hold a process with all it starts: what it used, and its end.
 //!
 //! No controller is needed: CPU time is accounted and all processes can be killed at once in any
 //! group. The hierarchy is mounted detached, for this process alone, so that it does not matter
@@ -9,18 +9,13 @@ use std::{
     fs, io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
+use super::{end, name, processes, sweep};
 use crate::tree::HostPid;
-
-/// What the names of our groups begin with; the pid and start time of the owner follow.
-const PREFIX: &str = "warmimg.";
-
-/// How long the kernel may take to end what was killed.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// A place for groups: the caller's own group.
 pub struct Parent {
@@ -56,7 +51,7 @@ impl Parent {
             path: root.join(own),
             _mount: mount,
         };
-        parent.sweep();
+        sweep(&parent.path, end);
         Ok(parent)
     }
 
@@ -65,9 +60,8 @@ impl Parent {
     /// # Errors
     /// What mkdir(2) and open(2) say.
     pub fn create(&self) -> io::Result<Cgroup> {
-        let own = std::process::id();
-        let start = start_time(own).unwrap_or(0);
-        let path = self.path.join(format!("{PREFIX}{own}.{start}"));
+        let own = HostPid(std::process::id() as i32);
+        let path = self.path.join(name(own));
         fs::create_dir(&path)?;
         let folder = fs::File::open(&path).map(OwnedFd::from);
         match folder {
@@ -78,25 +72,12 @@ impl Parent {
             }
         }
     }
-
-    fn sweep(&self) {
-        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let owner = name.to_str().and_then(owner);
-            if owner.is_some_and(|(pid, start)| start_time(pid) != Some(start)) {
-                end(&entry.path());
-            }
-        }
-    }
 }
 
 impl Cgroup {
     /// The processes in it, by the pids that the caller sees.
     pub fn processes(&self) -> Vec<HostPid> {
-        let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
-        let pids = text.lines().filter_map(|line| line.parse().ok());
-        // Those of other pid namespaces are shown as 0.
-        pids.filter(|&pid| pid != 0).map(HostPid).collect()
+        processes(&self.path)
     }
 
     /// Whether anything still runs in it.
@@ -131,34 +112,10 @@ fn is_populated(group: &Path) -> bool {
         .is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
 }
 
-/// Kills what is in a group and removes it.
-fn end(group: &Path) {
-    let _ = fs::write(group.join("cgroup.kill"), "1");
-    let deadline = Instant::now() + KILL_LIMIT;
-    while fs::remove_dir(group).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
-        if Instant::now() > deadline {
-            tracing::warn!("cannot end what runs in {}", group.display());
-            return;
-        }
-        let _ = nix::poll::poll(&mut [], 1_u8);
-    }
-}
-
 /// The path of the group of version 2, relative to the root of the hierarchy.
 fn own_group(text: &str) -> Option<&str> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
     Some(path.trim_start_matches('/'))
-}
-
-fn owner(name: &str) -> Option<(u32, u64)> {
-    let (pid, start) = name.strip_prefix(PREFIX)?.split_once('.')?;
-    Some((pid.parse().ok()?, start.parse().ok()?))
-}
-
-/// When a process was started, in clock ticks since the boot: a pid alone can be used again.
-fn start_time(pid: u32) -> Option<u64> {
-    let process = procfs::process::Process::new(pid as i32).ok()?;
-    Some(process.stat().ok()?.starttime)
 }
 
 fn usage(text: &str) -> Option<Duration> {
@@ -178,12 +135,6 @@ mod tests {
         assert_eq!(own_group(text), Some("user.slice/session-1.scope"));
         assert_eq!(own_group("0::/\n"), Some(""));
         assert_eq!(own_group("1:cpu:/\n"), None);
-    }
-
-    #[test]
-    fn owners_are_known_by_pid_and_start_time() {
-        assert_eq!(owner("warmimg.12.3456"), Some((12, 3456)));
-        assert_eq!(owner("user.slice"), None);
     }
 
     #[test]
