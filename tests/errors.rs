@@ -125,35 +125,16 @@ fn an_interrupt_ends_a_capture_cleanly() {
 #[test]
 fn a_missing_capability_is_named() {
     let workspace = Workspace::new();
-    let output = finish(&mut without(
-        &workspace,
-        "sys_ptrace",
-        &["capture", "--", "true"],
-    ));
+    let output = finish(&mut workspace.without("sys_ptrace", ["capture", "--", "true"]));
     assert_eq!(output.status.code(), Some(104), "{}", describe(&output));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(
         error.contains("missing CAP_SYS_PTRACE (to let CRIU stop"),
         "{error}"
     );
-    let output = finish(&mut without(&workspace, "sys_ptrace", &["doctor"]));
+    let output = finish(&mut workspace.without("sys_ptrace", ["doctor"]));
     assert_eq!(output.status.code(), Some(113), "{}", describe(&output));
     workspace.assert_clean();
-}
-
-/// A `warmimg` command without a capability.
-fn without(workspace: &Workspace, capability: &str, arguments: &[&str]) -> Command {
-    let warmimg = workspace.warmimg(arguments);
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--bounding-set", &format!("-{capability}")])
-        .args(["--inh-caps", &format!("-{capability}"), "--"])
-        .arg(warmimg.get_program())
-        .args(warmimg.get_args())
-        .current_dir(workspace.path())
-        .env("WARMIMG_STORE", workspace.store());
-    workspace.mark(&mut command);
-    command
 }
 
 #[test]
@@ -166,7 +147,7 @@ fn a_tree_of_several_users_is_refused_without_the_capability() {
          time.sleep(1000)\n",
     );
     let arguments = ["capture", "--", PYTHON, &script];
-    let output = finish(&mut without(&workspace, "sys_resource", &arguments));
+    let output = finish(&mut workspace.without("sys_resource", arguments));
     assert_eq!(output.status.code(), Some(111), "{}", describe(&output));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(

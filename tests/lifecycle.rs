@@ -324,36 +324,6 @@ fn a_captured_server_can_go_on_running() {
 }
 
 #[test]
-fn a_server_that_goes_to_the_background_is_captured() {
-    let workspace = Workspace::new();
-    let port = free_port();
-    let script = workspace.write(
-        "daemon.py",
-        "import os, socket, sys\n\
-         if os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\n\
-         listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
-         while True:\n    c, _ = listener.accept()\n    c.recv(65536)\n    \
-         c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\ndaemon')\n    c.close()\n",
-    );
-    let port_text = port.to_string();
-    workspace.run([
-        "capture",
-        "--name",
-        "daemon",
-        "--",
-        "/usr/bin/python3",
-        &script,
-        &port_text,
-    ]);
-    for _ in 0..2 {
-        workspace.run(["restore", "-d", "daemon"]);
-        assert_eq!(ask::get(port, "/").unwrap(), "200 daemon");
-        workspace.run(["stop", "--all"]);
-    }
-    workspace.assert_clean();
-}
-
-#[test]
 fn everything_ends_with_a_killed_supervisor() {
     let workspace = Workspace::new();
     let port = capture_plain(&workspace, "accept", &["--name", "plain"]);

@@ -8,6 +8,7 @@ mod checkpoint;
 mod documents;
 mod errors;
 mod gate;
+mod hard;
 mod hooks;
 mod lifecycle;
 mod limits;

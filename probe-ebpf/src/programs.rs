@@ -45,6 +45,10 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 static LISTENED: Array<u32> = Array::with_max_entries(1, 0);
 
+/// The process that was stopped: the first to reach the point, and no other.
+#[map]
+static STOPPED: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+
 /// Events and map entries that found no room; user space reports the count.
 #[map]
 static DROPPED: Array<u64> = Array::with_max_entries(1, 0);
@@ -106,12 +110,17 @@ fn reach(ctx: &BtfTracePointContext, kind: u32, fd: i32, sock: u64, stop: bool) 
     });
 }
 
-/// Stops the current thread; returns the flags of the event that tells of it.
+/// Stops the current thread if none has been; returns the flags of the event that tells of it.
 fn stop_here(ctx: &BtfTracePointContext, kind: u32) -> u32 {
+    const BPF_NOEXIST: u64 = 1;
+    if STOPPED.insert(0, current_tgid(), BPF_NOEXIST).is_err() {
+        return 0;
+    }
     // SAFETY: a plain number; the helper is allowed in every program type used here.
     let result = unsafe { bpf_send_signal_thread(SIGSTOP) };
     if result != 0 {
         error!(ctx, "cannot stop thread {}: {}", current_tid(), result);
+        let _ = STOPPED.remove(0);
         return 0;
     }
     debug!(ctx, "stopped thread {} at point {}", current_tid(), kind);

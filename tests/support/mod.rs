@@ -96,6 +96,25 @@ impl Workspace {
         command
     }
 
+    /// A `warmimg` command without a capability.
+    pub fn without<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        capability: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> std::process::Command {
+        let warmimg = self.warmimg(arguments);
+        let mut command = std::process::Command::new("setpriv");
+        command
+            .args(["--bounding-set", &format!("-{capability}")])
+            .args(["--inh-caps", &format!("-{capability}"), "--"])
+            .arg(warmimg.get_program())
+            .args(warmimg.get_args())
+            .current_dir(self.path())
+            .env("WARMIMG_STORE", self.store());
+        self.mark(&mut command);
+        command
+    }
+
     /// Marks what a command starts as belonging to this test.
     pub fn mark(&self, command: &mut std::process::Command) {
         command.env(MARK, self.path());

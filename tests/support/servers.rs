@@ -14,19 +14,21 @@ pub fn plain(wait: &str, port: u16) -> Server {
     )
 }
 
-/// The smallest server, with costs as its source tells: `busy=MS` and the like.
-pub fn accept_loop(workspace: &Workspace, costs: &[&str]) -> Server {
+/// Compiles a server; returns its path.
+pub fn compile(workspace: &Workspace, source: &str) -> String {
     let program = workspace.path().join("server").display().to_string();
+    let options = ["-O2", "-static", "-pthread", "-o"];
     let compiled = std::process::Command::new("cc")
-        .args([
-            "-O2",
-            "-static",
-            "-o",
-            &program,
-            &fixture("accept/server.c"),
-        ])
+        .args(options)
+        .args([&program, &fixture(source)])
         .status();
     assert!(compiled.unwrap().success());
+    program
+}
+
+/// The smallest server, with costs as its source tells: `busy=MS` and the like.
+pub fn accept_loop(workspace: &Workspace, costs: &[&str]) -> Server {
+    let program = compile(workspace, "accept/server.c");
     let port = free_port();
     let port_text = port.to_string();
     let words = [program.as_str(), &port_text];

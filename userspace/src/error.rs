@@ -11,6 +11,7 @@ use crate::{
     freeze::FreezeError,
     hook::HookError,
     instance::InstanceError,
+    obstacle::Obstacle,
     requirements::RequirementError,
     restore::RestoreError,
     spawn::{CommandError, SpawnError, Step},
@@ -94,7 +95,7 @@ pub enum ExitCode {
     UnknownImage = 107,
     /// The store or an image cannot be read or written.
     StoreUnusable = 108,
-    /// An address that the image listens on is taken.
+    /// An address that the image listens on, or a file that it locks, is taken.
     PortTaken = 109,
     /// The disk is full.
     DiskFull = 110,
@@ -157,14 +158,17 @@ impl Error {
                 CaptureError::Busy { .. } | CaptureError::Connected { .. } => ExitCode::Connected,
                 CaptureError::NoProcess(_) => ExitCode::UnknownInstance,
                 CaptureError::User(_)
+                | CaptureError::Obstacle(_)
                 | CaptureError::Terminal { .. }
                 | CaptureError::Spawn(SpawnError::Container { .. })
-                | CaptureError::Freeze(FreezeError::SeveralRoots { .. })
+                | CaptureError::Freeze(
+                    FreezeError::SeveralRoots { .. } | FreezeError::InVfork { .. },
+                )
                 | CaptureError::Edit(EditError::NotInListen) => ExitCode::UnsupportedTree,
                 _ => ExitCode::Failure,
             },
             Self::Restore(error) => match error {
-                RestoreError::PortTaken { .. } => ExitCode::PortTaken,
+                RestoreError::PortTaken { .. } | RestoreError::Locked { .. } => ExitCode::PortTaken,
                 RestoreError::NoListener { .. }
                 | RestoreError::Clash { .. }
                 | RestoreError::NoSocket { .. } => ExitCode::Usage,
@@ -218,6 +222,10 @@ impl Error {
             }
             Self::Restore(RestoreError::ConnectionLost { .. }) => {
                 "capture again with the other end running, or with --tcp-close".into()
+            }
+            Self::Restore(RestoreError::Locked { .. }) => {
+                "stop that process: copies that need the same lock cannot run at the same time"
+                    .into()
             }
             Self::Restore(RestoreError::Clash { .. } | RestoreError::NoSocket { .. }) => {
                 "choose another place with --publish NEW:OLD".into()
@@ -504,6 +512,10 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
              CAP_SYS_RESOURCE"
                 .into()
         }
+        CaptureError::User(UserError::Withheld { .. }) => {
+            "run the server without it (capsh --drop=cap_setuid), or give warmimg CAP_SYS_RESOURCE"
+                .into()
+        }
         CaptureError::Freeze(FreezeError::SeveralRoots { .. }) => {
             "start one server per capture, in the foreground".into()
         }
@@ -519,6 +531,21 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
              cannot be rewound"
                 .into()
         }
+        CaptureError::Freeze(FreezeError::InVfork { .. }) => {
+            "what a child in vfork does cannot be captured: let the server use fork, or \
+             execute the program first; or choose another point with --at"
+                .into()
+        }
+        CaptureError::Obstacle(obstacle) => match obstacle {
+            Obstacle::Headless { .. } => {
+                "let the main thread wait for the others instead of ending".into()
+            }
+            Obstacle::Linked { .. } | Obstacle::TooBig { .. } => {
+                "let the server keep the file's name while it uses it, or choose a point with --at \
+                 at which it does not"
+                    .into()
+            }
+        },
         CaptureError::Watch(WatchError::NoBtf(_)) => {
             "a kernel built with CONFIG_DEBUG_INFO_BTF is needed".into()
         }

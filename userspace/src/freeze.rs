@@ -1,6 +1,12 @@
 //! Stops the whole tree once one of its processes was stopped at the capture point.
+//!
+//! Invariant: no process gets a second SIGSTOP. It would stay pending in one that stands still
+//! already, and CRIU takes such a one for stopped only if no other signal is pending beside it.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 
@@ -8,12 +14,15 @@ use crate::{
     host::Clocks,
     listener::Listener,
     spawn::SpawnError,
-    tree::{self, Connection, HostPid, Member, NsPid},
+    tree::{self, Connection, HostPid, Member, NsPid, Vfork},
 };
 
 /// How long the processes may take to stop. A process stops as soon as it leaves the kernel, so
 /// only uninterruptible waits take time.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a child may take to leave vfork(2): it has only to execute a program, or to end.
+const VFORK_LIMIT: Duration = Duration::from_secs(2);
 
 /// How often is looked whether all have stopped.
 const INTERVAL: Duration = Duration::from_micros(200);
@@ -25,6 +34,11 @@ pub enum FreezeError {
     Spawn(#[from] SpawnError),
     #[error("some processes do not stop: {}", .busy.join("; "))]
     DoesNotStop { busy: Vec<String> },
+    #[error(
+        "{parent} waits in vfork for {child}, which has neither executed a program nor ended \
+         within {} s", VFORK_LIMIT.as_secs()
+    )]
+    InVfork { parent: String, child: String },
     #[error("the command left several process trees: {}", .roots.join(", "))]
     SeveralRoots { roots: Vec<String> },
     #[error("the processes were gone when they should have been stopped")]
@@ -82,23 +96,13 @@ impl FrozenTree {
     }
 }
 
-/// Stops every process of a tree and describes what stands still.
+/// Stops every process of a tree and describes what stands still. `stopped` is the process that the
+/// probe has stopped or is about to.
 ///
 /// # Errors
 /// See [`FreezeError`].
-pub async fn freeze(top: Top) -> Result<FrozenTree, FreezeError> {
-    let pids = tokio::time::timeout(LIMIT, all_stopped(top))
-        .await
-        .map_err(|_| {
-            let moving = top.pids();
-            let moving: Vec<_> = moving
-                .into_iter()
-                .filter(|&pid| !tree::is_stopped(pid))
-                .collect();
-            FreezeError::DoesNotStop {
-                busy: tree::blocked_on(&moving),
-            }
-        })?;
+pub async fn freeze(top: Top, stopped: Option<HostPid>) -> Result<FrozenTree, FreezeError> {
+    let pids = stop_all(top, stopped).await?;
     let first = pids.first().ok_or(FreezeError::Gone)?;
     let clocks = Clocks::of(*first).map_err(|_| FreezeError::Gone)?;
     let members = tree::describe(&pids);
@@ -129,17 +133,62 @@ pub async fn freeze(top: Top) -> Result<FrozenTree, FreezeError> {
     })
 }
 
-async fn all_stopped(top: Top) -> Vec<HostPid> {
+/// Stops all, and returns them: two looks one after the other find the same processes, none of
+/// them moving, so nothing was forked in between.
+async fn stop_all(top: Top, stopped: Option<HostPid>) -> Result<Vec<HostPid>, FreezeError> {
+    let deadline = Instant::now() + LIMIT;
+    let mut told: HashSet<HostPid> = stopped.into_iter().collect();
+    let mut vforks = Vforks::default();
+    let mut before = vec![];
     loop {
         let pids = top.pids();
-        for &pid in &pids {
-            if !tree::is_stopped(pid) {
-                tree::signal(pid, Signal::STOP);
+        let moving: Vec<HostPid> = pids
+            .iter()
+            .copied()
+            .filter(|&p| !tree::is_stopped(p))
+            .collect();
+        if moving.is_empty() && pids == before {
+            return Ok(pids);
+        }
+        for child in vforks.let_go(&moving)? {
+            told.remove(&child);
+        }
+        for pid in moving.iter().copied().filter(|&pid| told.insert(pid)) {
+            tree::signal(pid, Signal::STOP);
+        }
+        if Instant::now() > deadline {
+            return Err(FreezeError::DoesNotStop {
+                busy: tree::blocked_on(&moving),
+            });
+        }
+        before = pids;
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// The processes that wait in vfork(2), which no signal ends, each since when its child goes on
+/// in spite of the freeze.
+#[derive(Default)]
+struct Vforks(HashMap<Vfork, Instant>);
+
+impl Vforks {
+    /// Lets the children go on for which processes wait. Returns those that were let go before
+    /// and are waited for no more: they are to be stopped.
+    fn let_go(&mut self, moving: &[HostPid]) -> Result<Vec<HostPid>, FreezeError> {
+        let waiting = tree::vforks(moving);
+        for &vfork in &waiting {
+            let since = *self.0.entry(vfork).or_insert_with(Instant::now);
+            if since.elapsed() > VFORK_LIMIT {
+                return Err(FreezeError::InVfork {
+                    parent: tree::label(vfork.parent),
+                    child: tree::label(vfork.child),
+                });
+            }
+            if tree::is_stopped(vfork.child) {
+                tree::signal(vfork.child, Signal::CONT);
             }
         }
-        if pids.iter().all(|&pid| tree::is_stopped(pid)) {
-            return pids;
-        }
-        tokio::time::sleep(INTERVAL).await;
+        let over = self.0.extract_if(|vfork, _| !waiting.contains(vfork));
+        Ok(over.map(|(vfork, _)| vfork.child).collect())
     }
 }

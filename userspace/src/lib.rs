@@ -22,6 +22,8 @@ pub mod edit;
 pub mod freeze;
 pub mod hook;
 pub mod instance;
+pub mod lock;
+pub mod obstacle;
 pub mod spawn;
 pub mod store;
 pub mod warmup;

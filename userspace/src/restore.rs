@@ -20,6 +20,7 @@ use crate::{
     host::Clocks,
     instance::{Folder, InstanceError, Record},
     listener::{self, Listener, Publish},
+    lock,
     output::Output,
     spawn::{
         ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT, Sandbox,
@@ -66,6 +67,11 @@ pub enum RestoreError {
     },
     #[error("{} is there already, and is no socket", .path.display())]
     NoSocket { path: std::path::PathBuf },
+    #[error("the lock on {} that the server has is taken by {holder}", .path.display())]
+    Locked {
+        path: std::path::PathBuf,
+        holder: String,
+    },
     #[error(transparent)]
     Edit(#[from] EditError),
     #[error("the image holds a hook that is none: {text}")]
@@ -166,6 +172,12 @@ pub async fn restore(
     refuse_taken(&moves, manifest, options.reuse_port)?;
     refuse_lost(&manifest.connections)?;
     let hooks = hooks(manifest, &options.after_restore)?;
+    if let Some((wanted, holder)) = lock::find_taken(&manifest.locks) {
+        return Err(RestoreError::Locked {
+            path: wanted.path.clone(),
+            holder,
+        });
+    }
     let folder = Folder::create(&store.instances(), image.label())?;
     // Made before the sandbox, and so dropped after it, when nothing runs in the group any more.
     let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
@@ -189,6 +201,7 @@ pub async fn restore(
         place: Place::New(Fresh {
             clocks: Some(clocks),
             group: made.clone(),
+            terminals: edit::has_terminals(&images),
         }),
     };
     let open = |path: std::path::PathBuf| {

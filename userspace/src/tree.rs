@@ -6,9 +6,13 @@
 use std::{collections::HashMap, fmt, fs, path::PathBuf};
 
 use procfs::process::{FDTarget, Process};
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
-use crate::listener::{self, Listener};
+use crate::{
+    listener::{self, Listener},
+    sys,
+};
 
 /// A pid as this process sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,25 +59,46 @@ pub struct Member {
     pub info: ProcessInfo,
     /// The session leader's, in the same namespace; 0 if it is in none of it.
     pub session: NsPid,
-    /// Effective, saved and real ids are not all the same.
-    pub mixed_ids: bool,
+    /// Real, effective, saved, and for files.
+    pub uids: [u32; 4],
+    pub gids: [u32; 4],
+    /// The permitted ones.
+    pub capabilities: CapabilitySet,
+}
+
+impl Member {
+    /// Whether it has the ids of one user only.
+    pub fn is_one_user(&self) -> bool {
+        let same = |ids: &[u32; 4]| ids.iter().all(|id| *id == ids[0]);
+        same(&self.uids) && same(&self.gids)
+    }
 }
 
 /// The children of a process.
 pub fn children(pid: HostPid) -> Vec<HostPid> {
-    let mut found = Vec::new();
+    let threads = threads(pid).into_iter();
+    threads
+        .flat_map(|thread| children_of_thread(pid, thread))
+        .collect()
+}
+
+fn threads(pid: HostPid) -> Vec<i32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return found;
+        return vec![];
     };
-    for task in tasks.flatten() {
-        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        found.extend(
-            list.split_whitespace()
-                .filter_map(|pid| pid.parse().ok())
-                .map(HostPid),
-        );
-    }
-    found
+    let names = tasks.flatten().map(|task| task.file_name());
+    names
+        .filter_map(|name| name.to_str()?.parse().ok())
+        .collect()
+}
+
+fn children_of_thread(pid: HostPid, thread: i32) -> Vec<HostPid> {
+    let list = format!("/proc/{pid}/task/{thread}/children");
+    let list = fs::read_to_string(list).unwrap_or_default();
+    let pids = list.split_whitespace();
+    pids.filter_map(|pid| pid.parse().ok())
+        .map(HostPid)
+        .collect()
 }
 
 /// Everything under a process, parents before children; zombies are left out.
@@ -81,7 +106,7 @@ pub fn descendants(root: HostPid) -> Vec<HostPid> {
     let mut found = Vec::new();
     let mut next = children(root);
     while let Some(pid) = next.pop() {
-        if state(pid).is_some_and(|state| state != 'Z' && state != 'X') {
+        if is_alive(pid) {
             found.push(pid);
         }
         next.extend(children(pid));
@@ -94,6 +119,15 @@ pub fn signal(pid: HostPid, signal: rustix::process::Signal) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid.0) {
         let _ = rustix::process::kill_process(pid, signal);
     }
+}
+
+fn is_alive(pid: HostPid) -> bool {
+    state(pid).is_some_and(|state| state != 'Z' && state != 'X') || is_headless(pid)
+}
+
+/// Whether a process runs on without its main thread, which is shown as a zombie.
+pub fn is_headless(pid: HostPid) -> bool {
+    state(pid) == Some('Z') && threads(pid).len() > 1
 }
 
 fn state(pid: HostPid) -> Option<char> {
@@ -123,6 +157,40 @@ pub fn is_stopped(pid: HostPid) -> bool {
         .all(|stat| matches!(stat.state, 'T' | 'Z' | 'X'))
 }
 
+/// A process of which a thread waits in vfork(2), and the child it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Vfork {
+    pub parent: HostPid,
+    pub child: HostPid,
+}
+
+/// Which of the processes wait in vfork(2), or in a clone(2) that does the same.
+pub fn vforks(pids: &[HostPid]) -> Vec<Vfork> {
+    let waits = |&thread: &i32| {
+        // The state first, which rules out nearly all.
+        state(HostPid(thread)) == Some('D')
+            && system_call_of(thread).is_some_and(|(number, _)| FORKS.contains(&number))
+    };
+    let mut found = Vec::new();
+    for &parent in pids {
+        for thread in threads(parent).into_iter().filter(waits) {
+            let children = children_of_thread(parent, thread).into_iter();
+            // Those of a plain fork have memory of their own.
+            let children = children.filter(|child| sys::share_memory(thread, child.0));
+            found.extend(children.map(|child| Vfork { parent, child }));
+        }
+    }
+    found
+}
+
+/// The system calls that vfork(3) and posix_spawn(3) make.
+const FORKS: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_vfork,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+];
+
 /// A process as a message names it: "name (pid N)".
 pub fn label(pid: HostPid) -> String {
     let stat = Process::new(pid.0).and_then(|process| process.stat());
@@ -139,11 +207,11 @@ fn describe_one(host: HostPid) -> Option<Member> {
     let process = Process::new(host.0).ok()?;
     let status = process.status().ok()?;
     let parent = ns_pid(HostPid(status.ppid)).unwrap_or(NsPid(1));
-    let ids = [status.ruid, status.euid, status.suid, status.fuid];
-    let groups = [status.rgid, status.egid, status.sgid, status.fgid];
     Some(Member {
         host,
-        mixed_ids: ids.iter().any(|&id| id != ids[0]) || groups.iter().any(|&id| id != groups[0]),
+        uids: [status.ruid, status.euid, status.suid, status.fuid],
+        gids: [status.rgid, status.egid, status.sgid, status.fgid],
+        capabilities: CapabilitySet::from_bits_retain(status.capprm),
         session: NsPid(*status.nssid.as_ref()?.last()?),
         info: ProcessInfo {
             pid: NsPid(*status.nspid?.last()?),
@@ -268,8 +336,7 @@ pub fn holder(wanted: &Listener) -> Option<String> {
             .flatten()
             .any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)));
         if holds {
-            let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
-            return Some(format!("{name} (pid {})", process.pid));
+            return Some(label(HostPid(process.pid)));
         }
     }
     None
@@ -294,22 +361,27 @@ pub fn blocked_on(pids: &[HostPid]) -> Vec<String> {
 
 fn waiting_in(process: &Process) -> String {
     let pid = process.pid;
-    let line = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
-    let mut words = line.split_whitespace();
-    let number = words.next().and_then(|word| word.parse::<i64>().ok());
-    let first = words
-        .next()
-        .and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
-    let Some((name, has_fd)) = number.and_then(system_call) else {
+    let call = system_call_of(pid);
+    let known = call.and_then(|(number, first)| Some((system_call(number)?, first)));
+    let Some(((name, has_fd), first)) = known else {
         let channel = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
         return format!("waiting in the kernel at {channel}");
     };
-    let target = first
+    let target = Some(first)
         .filter(|_| has_fd)
         .and_then(|fd| fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok())
         .map(|target| format!(" on {}", target.display()))
         .unwrap_or_default();
     format!("waiting in {name}(){target}")
+}
+
+/// The number of the system call that a thread waits in, and its first argument.
+fn system_call_of(thread: i32) -> Option<(i64, u64)> {
+    let line = fs::read_to_string(format!("/proc/{thread}/syscall")).ok()?;
+    let mut words = line.split_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let first = words.next()?.trim_start_matches("0x");
+    Some((number, u64::from_str_radix(first, 16).ok()?))
 }
 
 /// The system calls that servers wait in, and whether the first argument is a descriptor.

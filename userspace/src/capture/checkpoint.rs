@@ -90,7 +90,7 @@ pub async fn checkpoint(
     let mut stopped = Stopped::begin(options.top);
     let since = |begun: SystemTime| begun.elapsed().unwrap_or_default().as_micros() as u64;
     let (freeze_at, begun) = (since(begun_at), Instant::now());
-    let tree = freeze::freeze(options.top).await?;
+    let tree = freeze::freeze(options.top, None).await?;
     let freeze_time = begun.elapsed();
     progress(Progress::Dumping {
         processes: tree.members.len(),

@@ -1,6 +1,7 @@
 //! From a tree that stands still to a stored image.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     path::Path,
     time::{Duration, Instant, SystemTime},
@@ -16,6 +17,8 @@ use crate::{
     freeze::FrozenTree,
     host::{self, Host},
     listener::Listener,
+    lock::{self, FileLock},
+    obstacle,
     spawn::Sandbox,
     store::{self, Capture, CommandInfo, CriuInfo, Image, Manifest, Staging, Store},
     tree::Connection,
@@ -38,6 +41,7 @@ pub struct Wanted {
 pub struct Dumped {
     user: User,
     connections: TcpConnections,
+    locks: BTreeSet<FileLock>,
     pub time: Duration,
 }
 
@@ -63,6 +67,8 @@ pub async fn dump(
     let unix_close = unix_to_close(tree);
     let has_sys_resource = host::capabilities().contains(CapabilitySet::SYS_RESOURCE);
     let user = criu::choose_user(&tree.members, has_sys_resource)?;
+    obstacle::look_for(&tree.members)?;
+    let locks = lock::held_by(&tree.members);
     carry::delete_mapped(&tree.members, wanted.made_since).map_err(CaptureError::Carry)?;
     let request = criu::DumpRequest {
         root: tree.root,
@@ -86,6 +92,7 @@ pub async fn dump(
     Ok(Dumped {
         user,
         connections,
+        locks,
         time,
     })
 }
@@ -100,7 +107,10 @@ pub fn keep(
     name: &str,
 ) -> Result<Image, CaptureError> {
     let Dumped {
-        user, connections, ..
+        user,
+        connections,
+        locks,
+        ..
     } = dumped;
     let images = staging.criu();
     edit::make_reusable(&images)?;
@@ -117,6 +127,7 @@ pub fn keep(
             TcpConnections::None | TcpConnections::Closed => vec![],
         },
         after_restore: origin.after_restore,
+        locks,
         root: tree.root,
         processes: tree.members.into_iter().map(|member| member.info).collect(),
         memory_bytes: memory_bytes(&staging.work()),

@@ -21,6 +21,7 @@ use crate::{
     hook::{Hook, HookError},
     host,
     listener::{Listener, Wanted},
+    obstacle::Obstacle,
     output::Output,
     spawn::{Command, Descriptors, Fresh, Place, Plan, Sandbox, SpawnError},
     store::{Capture, CommandInfo, Image, Store, StoreError},
@@ -49,6 +50,8 @@ pub enum CaptureError {
     Freeze(#[from] FreezeError),
     #[error(transparent)]
     User(#[from] UserError),
+    #[error(transparent)]
+    Obstacle(#[from] Obstacle),
     #[error(transparent)]
     Criu(#[from] CriuError),
     #[error(transparent)]
@@ -216,7 +219,10 @@ pub async fn capture(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
-        place: Place::New(Fresh::default()),
+        place: Place::New(Fresh {
+            terminals: true,
+            ..Fresh::default()
+        }),
     };
     let descriptors = Descriptors {
         images: images.as_fd(),
@@ -250,7 +256,7 @@ pub async fn capture(
         progress(Progress::Freezing);
         start_up.mark("freeze");
         let begun = Instant::now();
-        let tree = freeze::freeze(Top::Init(sandbox.init())).await?;
+        let tree = freeze::freeze(Top::Init(sandbox.init()), start_up.stopped).await?;
         // Detached before CRIU works in the tree: what it does there is not the server's doing.
         drop(watch);
         Ok::<_, CaptureError>((tree, begun.elapsed(), dropped_events))

@@ -21,6 +21,8 @@ pub struct StartUp<'a> {
     /// When the command was executed; the time line begins here.
     exec_ns: Option<u64>,
     stop_ns: u64,
+    /// The process that the probe stopped.
+    pub stopped: Option<HostPid>,
     /// Where it listens, in the order in which it began to.
     pub listens: Vec<Listener>,
     /// What it first waited on.
@@ -37,6 +39,7 @@ impl<'a> StartUp<'a> {
             root: None,
             exec_ns: None,
             stop_ns: 0,
+            stopped: None,
             listens: vec![],
             ready_on: None,
             forked_after_listen: false,
@@ -170,6 +173,9 @@ impl<'a> StartUp<'a> {
         });
         self.moments.push((event.time_ns, event.pid, text));
         self.stop_ns = event.time_ns;
+        if event.stopped {
+            self.stopped = Some(event.pid);
+        }
         event.stopped || (self.options.runs_on() && is_ready)
     }
 

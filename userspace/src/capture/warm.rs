@@ -116,7 +116,7 @@ pub async fn freeze_idle(
         let mut connections = inbound(tree::connections(&tree::descendants(sandbox.init())));
         if connections.is_empty() {
             let begun = Instant::now();
-            let tree = freeze::freeze(Top::Init(sandbox.init())).await?;
+            let tree = freeze::freeze(Top::Init(sandbox.init()), None).await?;
             connections = inbound(tree.connections.clone());
             if connections.is_empty() {
                 return Ok((tree, begun.elapsed()));

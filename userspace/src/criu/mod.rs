@@ -26,7 +26,7 @@ use tokio::io::Interest;
 pub use self::{
     log::last_lines,
     program::{PRIVATE_PREFIX, Program, ProgramError, Version, required_version},
-    user::{User, UserError, choose_user},
+    user::{User, UserError, WITHHELD, choose_user},
 };
 use crate::{
     spawn::{self, Sandbox, SpawnError},
@@ -40,6 +40,9 @@ pub const STDERR_FILE: &str = "criu.stderr";
 pub const DUMP_LOG: &str = "dump.log";
 /// CRIU's log of a restore, in the work folder.
 pub const RESTORE_LOG: &str = "restore.log";
+
+/// Deleted files up to this size in bytes are carried in the image; CRIU's default is 1 MiB.
+pub const GHOST_LIMIT: u32 = 64 << 20;
 
 /// How much of CRIU's log an error shows.
 const LOG_LINES: usize = 8;
@@ -146,8 +149,6 @@ pub async fn dump(
     request: &DumpRequest,
     work: &Path,
 ) -> Result<(), CriuError> {
-    /// Deleted files up to this size are carried in the image; CRIU's default is 1 MiB.
-    const GHOST_LIMIT: u32 = 64 << 20;
     let mut options = options(DUMP_LOG, LogLevel::Debug);
     options.set_pid(request.root.0);
     options.set_leave_stopped(request.after == AfterDump::LeaveStopped);
@@ -167,7 +168,6 @@ pub async fn dump(
         TcpConnections::Closed => options.set_tcp_close(true),
         TcpConnections::Established => options.set_tcp_established(true),
     }
-    options.set_link_remap(true);
     options.set_ghost_limit(GHOST_LIMIT);
     let message = message(rpc::Criu_req_type::DUMP, options);
     exchange(

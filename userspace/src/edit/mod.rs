@@ -6,6 +6,7 @@
 mod image;
 mod listeners;
 mod rewind;
+mod timers;
 mod wire;
 
 use std::{
@@ -20,6 +21,7 @@ pub use self::{image::EditError, listeners::move_listeners, rewind::before_liste
 mod file_entry {
     pub const REG: u32 = 3;
     pub const ISK: u32 = 4;
+    pub const TFD: u32 = 12;
     pub const USK: u32 = 16;
 }
 
@@ -99,6 +101,7 @@ mod stats_entry {
 /// See [`EditError`].
 pub fn make_reusable(images: &Path) -> Result<(), EditError> {
     forget_sizes(images)?;
+    timers::set_anew(images)?;
     wake_up(images)
 }
 
@@ -195,6 +198,11 @@ pub fn files(images: &Path) -> Result<BTreeSet<PathBuf>, EditError> {
         Some(Path::new("/").join(std::ffi::OsString::from_vec(name)))
     };
     Ok(image.entries.iter().filter_map(name).collect())
+}
+
+/// Whether the server holds terminals: CRIU has a file for them only then.
+pub fn has_terminals(images: &Path) -> bool {
+    images.join("tty-info.img").exists()
 }
 
 /// The ports that the server shares with others by SO_REUSEPORT.

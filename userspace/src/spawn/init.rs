@@ -12,7 +12,7 @@ use std::{
     fs,
     io::{self, Write as _},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -25,10 +25,7 @@ use nix::{
     },
     unistd::{Gid, Pid, Uid},
 };
-use rustix::{
-    net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    thread::CapabilitySet,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::{
     ClockOffsets,
@@ -61,22 +58,11 @@ const FIRST_PID: i32 = 300;
 /// The last pid given in this pid namespace; see proc(5).
 const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 
+/// Where pseudoterminals are: /dev/ptmx, wherever it is opened, makes its own beside it.
+const TERMINALS: &str = "/dev/pts";
+
 /// The name of the file in the instance's folder that receives the wait status.
 pub const EXIT_FILE: &str = "exit";
-
-/// The capabilities of CRIU when it runs under the uid of the tree: those its documentation
-/// names for `--unprivileged`, CAP_SETGID for supplementary groups (not CAP_SETUID, with which
-/// CRIU would become root first), and CAP_DAC_OVERRIDE to write to the store, which is root's.
-const AMBIENT: [CapabilitySet; 8] = [
-    CapabilitySet::CHECKPOINT_RESTORE,
-    CapabilitySet::SYS_PTRACE,
-    CapabilitySet::SETPCAP,
-    CapabilitySet::NET_ADMIN,
-    CapabilitySet::SYS_ADMIN,
-    CapabilitySet::SYS_CHROOT,
-    CapabilitySet::SETGID,
-    CapabilitySet::DAC_OVERRIDE,
-];
 
 /// All that init needs to know; it gets it by being forked.
 pub struct Plan {
@@ -106,6 +92,9 @@ pub struct Fresh {
     pub clocks: Option<ClockOffsets>,
     /// The control group to be in, if not the caller's.
     pub group: Option<Group>,
+    /// Terminals, for a server that has some or may open some: they get numbers of its own, which
+    /// are free at each restore.
+    pub terminals: bool,
 }
 
 struct Init<'a> {
@@ -154,7 +143,7 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
     // If the supervisor is killed, so is init, and with it the namespace.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let prepared = match (&plan.place, entered) {
-        (Place::New(fresh), _) => enter_group(fresh).and_then(|()| init.set_up_mounts()),
+        (Place::New(fresh), _) => enter_group(fresh).and_then(|()| init.set_up_mounts(fresh)),
         (Place::Of(_), entered) => entered.map_err(|error| Notice::Failed {
             step: Step::Enter,
             errno: errno_of(&error),
@@ -202,13 +191,19 @@ fn enter_group(fresh: &Fresh) -> Result<(), Notice> {
 }
 
 impl Init<'_> {
-    fn set_up_mounts(&self) -> Result<(), Notice> {
+    fn set_up_mounts(&self, fresh: &Fresh) -> Result<(), Notice> {
         // Mounts of the host still arrive here; ours never get there.
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
             .map_err(failed(Step::Mounts))?;
         let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("proc"), "/proc", Some("proc"), safe, none).map_err(failed(Step::Proc))?;
+        if fresh.terminals && Path::new(TERMINALS).exists() {
+            let options = Some("newinstance,ptmxmode=0666");
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+            mount(Some("devpts"), TERMINALS, Some("devpts"), flags, options)
+                .map_err(failed(Step::Terminals))?;
+        }
         if self.plan.kerndat_is_new {
             mount(
                 Some("tmpfs"),
@@ -505,21 +500,15 @@ fn drop_to(uid: u32, gid: u32) -> io::Result<()> {
     nix::unistd::setgroups(&[gid])?;
     nix::unistd::setresgid(gid, gid, gid)?;
     nix::unistd::setresuid(uid, uid, uid)?;
-    let wanted = AMBIENT
-        .into_iter()
-        .fold(CapabilitySet::empty(), CapabilitySet::union);
-    let permitted = capabilities(None)?.permitted;
-    let kept = wanted & permitted;
+    let kept = capabilities(None)?.permitted - crate::criu::WITHHELD;
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,
         inheritable: kept,
     };
     set_capabilities(None, sets)?;
-    for capability in AMBIENT {
-        if kept.contains(capability) {
-            configure_capability_in_ambient_set(capability, true)?;
-        }
+    for capability in kept {
+        configure_capability_in_ambient_set(capability, true)?;
     }
     Ok(())
 }

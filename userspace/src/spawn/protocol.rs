@@ -68,6 +68,7 @@ pub enum Step {
     Kerndat = 8,
     Enter = 9,
     Group = 10,
+    Terminals = 11,
 }
 
 impl Step {
@@ -83,6 +84,7 @@ impl Step {
             Self::Kerndat,
             Self::Enter,
             Self::Group,
+            Self::Terminals,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -102,6 +104,7 @@ impl std::fmt::Display for Step {
             Self::Enter => "enter the namespaces",
             Self::Kerndat => "mount a tmpfs for CRIU's kernel data",
             Self::Group => "enter its control group",
+            Self::Terminals => "mount a private /dev/pts",
         })
     }
 }

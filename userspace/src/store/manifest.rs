@@ -13,6 +13,7 @@ use crate::{
     criu::{TcpConnections, User, Version},
     host::{Clocks, Host},
     listener::Listener,
+    lock::FileLock,
     tree::{NsPid, ProcessInfo},
     watch::CapturePoint,
 };
@@ -37,6 +38,9 @@ pub struct Manifest {
     /// What is done to each copy after its restore, as it was given on the command line.
     #[serde(default)]
     pub after_restore: Vec<String>,
+    /// Locks on files, which no other may have at a restore.
+    #[serde(default)]
+    pub locks: BTreeSet<FileLock>,
     /// The process that the tree is restored from.
     pub root: NsPid,
     /// Parents before children.

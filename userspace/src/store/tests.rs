@@ -25,6 +25,7 @@ fn manifest(created_ms: u64) -> Manifest {
         shared_ports: Default::default(),
         connections: vec![],
         after_restore: vec![],
+        locks: Default::default(),
         root: NsPid(300),
         processes: vec![],
         memory_bytes: 4096,
