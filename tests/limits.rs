@@ -246,7 +246,15 @@ fn all_processes_of_an_instance_are_put_into_its_group() {
         said.contains("not counted: it has no group of its own"),
         "{said}"
     );
-    workspace.run(["limit", "restless-1", "--cpus", "1", "--memory", "1G"]);
+    // By several at once, which make the same group.
+    let limit = || {
+        let limit = ["limit", "restless-1", "--cpus", "1", "--memory", "1G"];
+        let mut command = workspace.warmimg(limit);
+        Killed(command.stdout(Stdio::null()).spawn().unwrap())
+    };
+    for mut child in [limit(), limit(), limit(), limit()] {
+        assert_eq!(child.wait(), Some(0));
+    }
     let folders = group(&workspace, "restless-1");
     // Whatever runs now began in the group, and so does all that it starts.
     for _ in 0..20 {

@@ -203,7 +203,8 @@ fn discard(folder: &Path) -> io::Result<()> {
 fn write_record(folder: &Path, record: &Record) -> Result<(), InstanceError> {
     let path = folder.join(RECORD);
     let bytes = serde_json::to_vec(record).unwrap_or_default();
-    let aside = folder.join(".instance.json");
+    // Others may write it at the same time.
+    let aside = folder.join(format!(".instance.json.{}", std::process::id()));
     fs::write(&aside, bytes)
         .and_then(|()| fs::rename(&aside, &path))
         .map_err(write_error(&path))
