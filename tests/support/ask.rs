@@ -64,8 +64,17 @@ pub fn get(port: u16, path: &str) -> io::Result<String> {
     http(connect(port)?, path)
 }
 
+/// Asks one that is not on the loopback.
+pub fn get_at(address: SocketAddr, path: &str) -> io::Result<String> {
+    http(connect_to(address)?, path)
+}
+
 fn connect(port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), TRY)?;
+    connect_to(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, TRY)?;
     stream.set_read_timeout(Some(TRY))?;
     Ok(stream)
 }

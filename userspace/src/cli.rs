@@ -16,6 +16,7 @@ use crate::{
     error::Error,
     hook::{Hook, Variable},
     listener::{Publish, Wanted},
+    network::Network,
     target::Target,
     warmup::Warmup,
     watch::CapturePoint,
@@ -276,6 +277,11 @@ pub struct Restore {
     /// Share the TCP ports with other copies: the kernel spreads connections among them
     #[arg(long)]
     pub reuse_port: bool,
+    /// The network of the server: that of the host, or a private one of its own, with an address
+    /// that the host reaches it at; what listened on the loopback listens on all addresses there
+    #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
+    #[arg(hide_possible_values = true)]
+    pub net: Network,
     /// Do this after the restore, besides what the image says: a command, signal:NAME for the root
     /// of the tree, or get:URL|PATH or post:URL|PATH for the server itself; can be given several
     /// times
@@ -287,8 +293,8 @@ pub struct Restore {
     /// Give hooks a variable: commands in their environment, requests in a header `Warmimg-Env`
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<Variable>,
-    /// How many copies to bring up
-    #[arg(long, value_name = "N", default_value = "1", requires_all = ["detach", "reuse_port"])]
+    /// How many copies to bring up, with --detach, and --reuse-port or --net private
+    #[arg(long, value_name = "N", default_value = "1", requires = "detach")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub count: u32,
     #[command(flatten)]

@@ -59,6 +59,8 @@ pub enum Error {
     WarmupWithoutPoint,
     #[error("--leave-running has no meaning with --at auto, which starts the server several times")]
     AutoLeaveRunning,
+    #[error("several copies cannot listen on the same port")]
+    CountOnOnePort,
     #[error("--before-freeze has no meaning but with --at ready or warm")]
     HookWithoutPoint,
     #[error("cannot start the asynchronous runtime")]
@@ -131,6 +133,7 @@ impl Error {
             | Self::WarmupWithoutPoint
             | Self::HookWithoutPoint
             | Self::AutoLeaveRunning
+            | Self::CountOnOnePort
             | Self::Overwrite(_)
             | Self::Meaningless { .. } => ExitCode::Usage,
             Self::Bench(error) => bench_code(error),
@@ -175,9 +178,9 @@ impl Error {
                 RestoreError::Interrupted => ExitCode::Interrupted,
                 RestoreError::HookCommand(_) => ExitCode::CommandNotFound,
                 RestoreError::Hook(error) => hook_code(error),
-                RestoreError::ConnectionTaken { .. } | RestoreError::ConnectionLost { .. } => {
-                    ExitCode::Connected
-                }
+                RestoreError::ConnectionTaken { .. }
+                | RestoreError::ConnectionLost { .. }
+                | RestoreError::ConnectionElsewhere { .. } => ExitCode::Connected,
                 RestoreError::Ended { .. } => ExitCode::ExitedEarly,
                 RestoreError::DoesNotListen { .. } => ExitCode::Timeout,
                 RestoreError::Criu(error) => criu_code(error),
@@ -220,6 +223,9 @@ impl Error {
                  instances), or capture with --tcp-close"
                     .into()
             }
+            Self::Restore(RestoreError::ConnectionElsewhere { .. }) => {
+                "restore it in the host's network, or capture with --tcp-close".into()
+            }
             Self::Restore(RestoreError::ConnectionLost { .. }) => {
                 "capture again with the other end running, or with --tcp-close".into()
             }
@@ -256,6 +262,15 @@ impl Error {
             }
             Self::Escape(_) => r"known are \r, \n, \t, \0, \\ and \xHH".into(),
             Self::WarmupWithoutPoint => "add --at warm, or leave --warmup out".into(),
+            Self::CountOnOnePort => {
+                "let them share it with --reuse-port, or give each a network with --net private"
+                    .into()
+            }
+            Self::Restore(RestoreError::Network(_)) => {
+                "the kernel needs virtual interfaces (CONFIG_VETH), and warmimg CAP_NET_ADMIN; \
+                 `warmimg ps` lists the instances that have a network"
+                    .into()
+            }
             Self::AutoLeaveRunning => "restore the image when it is made".into(),
             Self::HookWithoutPoint => {
                 "at every other point the tree stands still before the server can be told anything"

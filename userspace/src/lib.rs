@@ -38,6 +38,7 @@ pub mod cgroup;
 pub mod client;
 pub mod host;
 pub mod listener;
+pub mod network;
 pub mod output;
 mod sock_diag;
 mod sys;

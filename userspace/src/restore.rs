@@ -21,6 +21,7 @@ use crate::{
     instance::{Folder, InstanceError, Record},
     listener::{self, Listener, Publish},
     lock,
+    network::{self, Network, NetworkError},
     output::Output,
     spawn::{
         ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT, Sandbox,
@@ -74,6 +75,8 @@ pub enum RestoreError {
     },
     #[error(transparent)]
     Edit(#[from] EditError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("the image holds a hook that is none: {text}")]
     StoredHook {
         text: String,
@@ -89,6 +92,8 @@ pub enum RestoreError {
     ConnectionTaken { local: SocketAddr, peer: SocketAddr },
     #[error("the connection of {local} to {peer} cannot go on: its other end is gone")]
     ConnectionLost { local: SocketAddr, peer: SocketAddr },
+    #[error("the connection of {local} to {peer} cannot go on in another network")]
+    ConnectionElsewhere { local: SocketAddr, peer: SocketAddr },
     #[error("the restored server ended before it listened: {status}")]
     Ended { status: String },
     #[error("the restored server does not listen within {} s", .limit.as_secs())]
@@ -104,7 +109,7 @@ pub enum RestoreError {
 /// Where the time of a restore went.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timings {
-    /// Making the namespaces, with init in them.
+    /// Making the namespaces, with init in them, and their network.
     pub namespaces: Duration,
     /// CRIU, from its start to its answer.
     pub criu: Duration,
@@ -144,6 +149,7 @@ pub struct Options {
     pub publish: Vec<Publish>,
     /// Share the TCP ports with other copies.
     pub reuse_port: bool,
+    pub network: Network,
     /// What to do to the restored server, besides what the image says.
     pub after_restore: Vec<Hook>,
     /// What hooks get to know.
@@ -167,10 +173,21 @@ pub async fn restore(
     let begun = Instant::now();
     let manifest = &image.manifest;
     let detached = options.detached;
-    let moves = moves(&manifest.listeners, &options.publish)?;
+    let is_private = options.network == Network::Private;
+    let mut moves = moves(&manifest.listeners, &options.publish)?;
+    if is_private {
+        moves
+            .iter_mut()
+            .for_each(|(_, new)| *new = network::opened(new));
+    }
     let listeners: Vec<Listener> = moves.iter().map(|(_, new)| new.clone()).collect();
-    refuse_taken(&moves, manifest, options.reuse_port)?;
-    refuse_lost(&manifest.connections)?;
+    refuse_taken(&moves, manifest, options)?;
+    match manifest.connections.first() {
+        Some(&(local, peer)) if is_private => {
+            return Err(RestoreError::ConnectionElsewhere { local, peer });
+        }
+        _ => refuse_lost(&manifest.connections)?,
+    }
     let hooks = hooks(manifest, &options.after_restore)?;
     if let Some((wanted, holder)) = lock::find_taken(&manifest.locks) {
         return Err(RestoreError::Locked {
@@ -201,6 +218,7 @@ pub async fn restore(
         place: Place::New(Fresh {
             clocks: Some(clocks),
             group: made.clone(),
+            network: is_private,
             terminals: edit::has_terminals(&images),
         }),
     };
@@ -224,6 +242,10 @@ pub async fn restore(
         .await
         .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
     drop((stdout, stderr));
+    let addresses = match is_private {
+        true => Some(network::connect(sandbox.init()).await?),
+        false => None,
+    };
     let namespaces = begun.elapsed();
 
     let request = RestoreRequest {
@@ -254,6 +276,11 @@ pub async fn restore(
         // Only a cache: without it the next restore is slower, and tries again.
         let _ = kerndat.fill_from(sandbox.init());
     }
+    let reached = |listener: &Listener| match &addresses {
+        Some(addresses) => addresses.reach(listener),
+        None => listener.clone(),
+    };
+    let listeners: Vec<Listener> = listeners.iter().map(reached).collect();
     let subject = hook::Subject {
         moment: hook::Moment::AfterRestore,
         root: tree::find(sandbox.init(), root),
@@ -387,13 +414,17 @@ fn moves(
 fn refuse_taken(
     moves: &[(Listener, Listener)],
     manifest: &Manifest,
-    reuse_port: bool,
+    options: &Options,
 ) -> Result<(), RestoreError> {
     let is_shared = |old: &Listener| match old {
-        Listener::Tcp { address } => reuse_port || manifest.shared_ports.contains(&address.port()),
+        Listener::Tcp { address } => {
+            options.reuse_port || manifest.shared_ports.contains(&address.port())
+        }
         Listener::Unix { .. } => false,
     };
     let is_taken = |old: &Listener, new: &Listener| match new {
+        // In a network of its own, nobody else listens.
+        Listener::Tcp { .. } if options.network == Network::Private => false,
         Listener::Tcp { address } => listener::is_taken(*address, is_shared(old)),
         Listener::Unix { .. } => tree::holder(new).is_some(),
     };

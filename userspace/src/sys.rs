@@ -45,6 +45,7 @@ pub enum Fork {
 pub struct ForkOptions<'a> {
     pub new_pid_namespace: bool,
     pub new_mount_namespace: bool,
+    pub new_network_namespace: bool,
     /// The folder of the control group (v2) to be born in, instead of the parent's.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
@@ -66,6 +67,9 @@ pub fn fork(options: ForkOptions<'_>) -> io::Result<Fork> {
     }
     if options.new_mount_namespace {
         flags |= libc::CLONE_NEWNS as u64;
+    }
+    if options.new_network_namespace {
+        flags |= libc::CLONE_NEWNET as u64;
     }
     if options.cgroup.is_some() {
         flags |= CLONE_INTO_CGROUP;

@@ -8,6 +8,7 @@ use crate::{
     cli,
     criu::Program,
     error::Error,
+    network::Network,
     report::Report,
     restore::{self, RestoreError, Restored},
     store::{Image, Store},
@@ -18,12 +19,16 @@ pub async fn run(
     arguments: &cli::Restore,
     report: &Report,
 ) -> Result<u8, Error> {
+    if arguments.count > 1 && !arguments.reuse_port && arguments.net == Network::Host {
+        return Err(Error::CountOnOnePort);
+    }
     let (store, criu) = prepare(global)?;
     let image = store.find(arguments.image.as_deref())?;
     let options = restore::Options {
         detached: arguments.detach,
         publish: arguments.publish.clone(),
         reuse_port: arguments.reuse_port,
+        network: arguments.net,
         after_restore: arguments.after_restore.clone(),
         variables: arguments.env.clone(),
         hook_limit: arguments.hook_timeout,

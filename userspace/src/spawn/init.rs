@@ -92,6 +92,8 @@ pub struct Fresh {
     pub clocks: Option<ClockOffsets>,
     /// The control group to be in, if not the caller's.
     pub group: Option<Group>,
+    /// A network namespace, which nothing is connected to yet.
+    pub network: bool,
     /// Terminals, for a server that has some or may open some: they get numbers of its own, which
     /// are free at each restore.
     pub terminals: bool,

@@ -128,6 +128,7 @@ impl Sandbox {
         let options = sys::ForkOptions {
             new_pid_namespace: true,
             new_mount_namespace: true,
+            new_network_namespace: fresh.network,
             cgroup: group.as_ref().map(AsFd::as_fd),
         };
         Self::start_init(plan, descriptors, options).await
