@@ -10,6 +10,7 @@ const COMMANDS: [&str; 13] = [
     "stop",
     "logs",
     "limit",
+    "checkpoint",
     "images",
     "inspect",
     "rm",

@@ -103,15 +103,15 @@ pub enum ExitCode {
     DiskFull = 110,
     /// The process tree is of a kind that cannot be captured here.
     UnsupportedTree = 111,
-    /// No instance is called so, or it has ended.
+    /// No instance is called so, or it has ended; there is no such process.
     UnknownInstance = 112,
     /// `doctor` found that capture and restore will not work.
     Unfit = 113,
-    /// `bench`, `--at warm`: the server answered otherwise than expected.
+    /// `bench`, `--at warm`, hooks: the server answered otherwise than expected.
     UnexpectedAnswer = 114,
     /// `bench`: slower than `--against` or `--min-speedup` allows.
     GateFailed = 115,
-    /// The server has connections that cannot be part of an image.
+    /// The server has connections that cannot be part of an image, or cannot go on.
     Connected = 116,
     /// A hook failed.
     HookFailed = 117,
