@@ -1,7 +1,8 @@
-//! Every way a command can fail, with its exit code and what to try.
+//! What to try after a failure, and the lines to show with it.
 
-use std::{io, path::PathBuf};
+use std::io;
 
+use super::{Error, is_disk_full};
 use crate::{
     bench::{BenchError, RunError, gate::GateError, results::ResultsError},
     capture::CaptureError,
@@ -14,186 +15,13 @@ use crate::{
     obstacle::Obstacle,
     requirements::RequirementError,
     restore::RestoreError,
-    spawn::{CommandError, SpawnError, Step},
+    spawn::{CommandError, SpawnError},
     store::StoreError,
     warmup::WarmupError,
     watch::WatchError,
 };
 
-/// What a command failed with.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    #[error(transparent)]
-    Requirement(#[from] RequirementError),
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    #[error(transparent)]
-    Restore(#[from] RestoreError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Instance(#[from] InstanceError),
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    #[error(transparent)]
-    Bench(#[from] BenchError),
-    #[error(transparent)]
-    Results(#[from] ResultsError),
-    #[error(transparent)]
-    Gate(#[from] GateError),
-    #[error("cannot write {}", .path.display())]
-    Export { path: PathBuf, source: io::Error },
-    #[error("{} holds the results to compare with, and would be overwritten", .0.display())]
-    Overwrite(PathBuf),
-    #[error("{option} is for {url} without meaning")]
-    Meaningless { option: &'static str, url: String },
-    #[error("the text to send has a bad escape: {0}")]
-    Escape(String),
-    #[error("the server listens nowhere that could be asked")]
-    NothingToAsk,
-    #[error("--warmup has no meaning without --at warm")]
-    WarmupWithoutPoint,
-    #[error("--leave-running has no meaning with --at auto, which starts the server several times")]
-    AutoLeaveRunning,
-    #[error("several copies cannot listen on the same port")]
-    CountOnOnePort,
-    #[error("--before-freeze has no meaning but with --at ready or warm")]
-    HookWithoutPoint,
-    #[error("cannot start the asynchronous runtime")]
-    Runtime(#[source] io::Error),
-    #[error("cannot write the output")]
-    Output(#[source] io::Error),
-    #[error("nothing to stop: name an instance, or give --all")]
-    NothingNamed,
-}
-
-/// The exit codes of warmimg. `restore` and `capture --leave-running` otherwise exit with the
-/// status of the server, hence the numbers above those that servers use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum ExitCode {
-    Success = 0,
-    /// The command line was wrong.
-    Usage = 2,
-    /// A failure that has no code of its own.
-    Failure = 100,
-    /// The command to capture is not there or cannot be executed.
-    CommandNotFound = 101,
-    /// The command ended before its capture point.
-    ExitedEarly = 102,
-    /// The command did not reach its capture point in time.
-    Timeout = 103,
-    /// A capability is missing, or this is the wrong pid namespace.
-    MissingCapability = 104,
-    /// CRIU is not installed or too old.
-    NoCriu = 105,
-    /// CRIU failed.
-    CriuFailed = 106,
-    /// No image is called so.
-    UnknownImage = 107,
-    /// The store or an image cannot be read or written.
-    StoreUnusable = 108,
-    /// An address that the image listens on, or a file that it locks, is taken.
-    PortTaken = 109,
-    /// The disk is full.
-    DiskFull = 110,
-    /// The process tree is of a kind that cannot be captured here.
-    UnsupportedTree = 111,
-    /// No instance is called so, or it has ended; there is no such process.
-    UnknownInstance = 112,
-    /// `doctor` found that capture and restore will not work.
-    Unfit = 113,
-    /// `bench`, `--at warm`, hooks: the server answered otherwise than expected.
-    UnexpectedAnswer = 114,
-    /// `bench`: slower than `--against` or `--min-speedup` allows.
-    GateFailed = 115,
-    /// The server has connections that cannot be part of an image, or cannot go on.
-    Connected = 116,
-    /// A hook failed.
-    HookFailed = 117,
-    /// Interrupted by a signal.
-    Interrupted = 130,
-}
-
 impl Error {
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Command(CommandError::NotFound(_) | CommandError::NotExecutable(_)) => {
-                ExitCode::CommandNotFound
-            }
-            Self::Command(_) | Self::NothingNamed | Self::Escape(_) | Self::Gate(_) => {
-                ExitCode::Usage
-            }
-            Self::Results(_)
-            | Self::NothingToAsk
-            | Self::WarmupWithoutPoint
-            | Self::HookWithoutPoint
-            | Self::AutoLeaveRunning
-            | Self::CountOnOnePort
-            | Self::Overwrite(_)
-            | Self::Meaningless { .. } => ExitCode::Usage,
-            Self::Bench(error) => bench_code(error),
-            Self::Export { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                ExitCode::DiskFull
-            }
-            Self::Requirement(_) => ExitCode::MissingCapability,
-            Self::Program(_) => ExitCode::NoCriu,
-            Self::Store(error) => store_code(error),
-            Self::Instance(InstanceError::Unknown { .. } | InstanceError::Ended { .. }) => {
-                ExitCode::UnknownInstance
-            }
-            Self::Cgroup(error) => cgroup_code(error),
-            Self::Capture(error) => match error {
-                CaptureError::Exec { .. } => ExitCode::CommandNotFound,
-                CaptureError::ExitedEarly { .. } => ExitCode::ExitedEarly,
-                CaptureError::Timeout(_) => ExitCode::Timeout,
-                CaptureError::Interrupted => ExitCode::Interrupted,
-                CaptureError::Program(_) => ExitCode::NoCriu,
-                CaptureError::Criu(error) => criu_code(error),
-                CaptureError::Store(error) => store_code(error),
-                CaptureError::Warmup(WarmupError::Timeout { .. }) => ExitCode::Timeout,
-                CaptureError::Warmup(_) => ExitCode::UnexpectedAnswer,
-                CaptureError::Hook(error) => hook_code(error),
-                CaptureError::Busy { .. } | CaptureError::Connected { .. } => ExitCode::Connected,
-                CaptureError::NoProcess(_) => ExitCode::UnknownInstance,
-                CaptureError::User(_)
-                | CaptureError::Obstacle(_)
-                | CaptureError::Terminal { .. }
-                | CaptureError::Spawn(SpawnError::Container { .. })
-                | CaptureError::Freeze(
-                    FreezeError::SeveralRoots { .. } | FreezeError::InVfork { .. },
-                )
-                | CaptureError::Edit(EditError::NotInListen) => ExitCode::UnsupportedTree,
-                _ => ExitCode::Failure,
-            },
-            Self::Restore(error) => match error {
-                RestoreError::PortTaken { .. } | RestoreError::Locked { .. } => ExitCode::PortTaken,
-                RestoreError::NoListener { .. }
-                | RestoreError::Clash { .. }
-                | RestoreError::NoSocket { .. } => ExitCode::Usage,
-                RestoreError::Interrupted => ExitCode::Interrupted,
-                RestoreError::HookCommand(_) => ExitCode::CommandNotFound,
-                RestoreError::Hook(error) => hook_code(error),
-                RestoreError::ConnectionTaken { .. }
-                | RestoreError::ConnectionLost { .. }
-                | RestoreError::ConnectionElsewhere { .. } => ExitCode::Connected,
-                RestoreError::Ended { .. } => ExitCode::ExitedEarly,
-                RestoreError::DoesNotListen { .. } => ExitCode::Timeout,
-                RestoreError::Criu(error) => criu_code(error),
-                RestoreError::Cgroup(error) => cgroup_code(error),
-                RestoreError::Image { .. } => ExitCode::StoreUnusable,
-                _ => ExitCode::Failure,
-            },
-            Self::Instance(_) | Self::Runtime(_) | Self::Output(_) | Self::Export { .. } => {
-                ExitCode::Failure
-            }
-        }
-    }
-
     /// What to try.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -315,64 +143,6 @@ impl Error {
     }
 }
 
-fn hook_code(error: &HookError) -> ExitCode {
-    match error {
-        HookError::Timeout { .. } | HookError::NoAnswer { .. } => ExitCode::Timeout,
-        HookError::Status { .. } | HookError::Ask { .. } => ExitCode::UnexpectedAnswer,
-        _ => ExitCode::HookFailed,
-    }
-}
-
-fn hook_hint(error: &HookError) -> Option<&'static str> {
-    Some(match error {
-        HookError::Timeout { .. } | HookError::NoAnswer { .. } => {
-            "give it longer with --hook-timeout"
-        }
-        HookError::Status { .. } | HookError::Ask { .. } | HookError::NoListener { .. } => {
-            "check what is asked by get: or post:"
-        }
-        HookError::Start { .. } | HookError::Failed { .. } => {
-            "it runs on the host, without a shell, with WARMIMG_PID, WARMIMG_NAME, \
-             WARMIMG_LISTENERS and the variables of --env in its environment"
-        }
-        HookError::NoRoot { .. } => return None,
-    })
-}
-
-fn criu_code(error: &CriuError) -> ExitCode {
-    if is_disk_full(error) {
-        ExitCode::DiskFull
-    } else {
-        ExitCode::CriuFailed
-    }
-}
-
-/// CRIU's protocol has no code for it; its log has the text of `ENOSPC`.
-fn is_disk_full(error: &CriuError) -> bool {
-    const TEXT: &str = "No space left on device";
-    match error {
-        CriuError::Failed { message, lines, .. } => {
-            message.contains(TEXT) || lines.iter().any(|line| line.contains(TEXT))
-        }
-        _ => false,
-    }
-}
-
-fn store_code(error: &StoreError) -> ExitCode {
-    match error {
-        StoreError::Unknown { .. } | StoreError::Empty(_) | StoreError::Ambiguous { .. } => {
-            ExitCode::UnknownImage
-        }
-        StoreError::BadName { .. } => ExitCode::Usage,
-        StoreError::Write { source, .. } | StoreError::Open { source, .. }
-            if source.kind() == io::ErrorKind::StorageFull =>
-        {
-            ExitCode::DiskFull
-        }
-        _ => ExitCode::StoreUnusable,
-    }
-}
-
 fn command_hint(error: &CommandError) -> Option<String> {
     Some(match error {
         CommandError::NotFound(_) => {
@@ -437,13 +207,6 @@ fn instance_hint(error: &InstanceError) -> Option<String> {
         InstanceError::NoLog { .. } => "`warmimg restore -d` keeps a log".into(),
         _ => return None,
     })
-}
-
-fn cgroup_code(error: &CgroupError) -> ExitCode {
-    match error {
-        CgroupError::NoParent(_) => ExitCode::Usage,
-        _ => ExitCode::Failure,
-    }
 }
 
 fn cgroup_hint(error: &CgroupError) -> Option<String> {
@@ -571,21 +334,20 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
     })
 }
 
-fn bench_code(error: &BenchError) -> ExitCode {
-    match error {
-        BenchError::Interrupted => ExitCode::Interrupted,
-        BenchError::Run { source, .. } => match &**source {
-            RunError::Taken { .. } => ExitCode::PortTaken,
-            RunError::Ended { .. } => ExitCode::ExitedEarly,
-            RunError::NoAnswer { .. } => ExitCode::Timeout,
-            RunError::Status { .. } | RunError::Ask { .. } => ExitCode::UnexpectedAnswer,
-            RunError::Start(SpawnError::Child {
-                step: Step::Exec, ..
-            }) => ExitCode::CommandNotFound,
-            _ => ExitCode::Failure,
-        },
-        BenchError::Cgroup(_) | BenchError::Host(_) => ExitCode::Failure,
-    }
+fn hook_hint(error: &HookError) -> Option<&'static str> {
+    Some(match error {
+        HookError::Timeout { .. } | HookError::NoAnswer { .. } => {
+            "give it longer with --hook-timeout"
+        }
+        HookError::Status { .. } | HookError::Ask { .. } | HookError::NoListener { .. } => {
+            "check what is asked by get: or post:"
+        }
+        HookError::Start { .. } | HookError::Failed { .. } => {
+            "it runs on the host, without a shell, with WARMIMG_PID, WARMIMG_NAME, \
+             WARMIMG_LISTENERS and the variables of --env in its environment"
+        }
+        HookError::NoRoot { .. } => return None,
+    })
 }
 
 fn bench_hint(error: &BenchError) -> Option<String> {

@@ -1,0 +1,81 @@
+//! Every way a command can fail, with its exit code (`code.rs`) and what to try (`hint.rs`).
+
+mod code;
+mod hint;
+
+use std::{io, path::PathBuf};
+
+pub use self::code::ExitCode;
+use crate::{
+    bench::{BenchError, gate::GateError, results::ResultsError},
+    capture::CaptureError,
+    cgroup::CgroupError,
+    criu::{CriuError, ProgramError},
+    instance::InstanceError,
+    requirements::RequirementError,
+    restore::RestoreError,
+    spawn::CommandError,
+    store::StoreError,
+};
+
+/// What a command failed with.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error(transparent)]
+    Requirement(#[from] RequirementError),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    #[error(transparent)]
+    Results(#[from] ResultsError),
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error("cannot write {}", .path.display())]
+    Export { path: PathBuf, source: io::Error },
+    #[error("{} holds the results to compare with, and would be overwritten", .0.display())]
+    Overwrite(PathBuf),
+    #[error("{option} is for {url} without meaning")]
+    Meaningless { option: &'static str, url: String },
+    #[error("the text to send has a bad escape: {0}")]
+    Escape(String),
+    #[error("the server listens nowhere that could be asked")]
+    NothingToAsk,
+    #[error("--warmup has no meaning without --at warm")]
+    WarmupWithoutPoint,
+    #[error("--leave-running has no meaning with --at auto, which starts the server several times")]
+    AutoLeaveRunning,
+    #[error("several copies cannot listen on the same port")]
+    CountOnOnePort,
+    #[error("--before-freeze has no meaning but with --at ready or warm")]
+    HookWithoutPoint,
+    #[error("cannot start the asynchronous runtime")]
+    Runtime(#[source] io::Error),
+    #[error("cannot write the output")]
+    Output(#[source] io::Error),
+    #[error("nothing to stop: name an instance, or give --all")]
+    NothingNamed,
+}
+
+/// CRIU's protocol has no code for it; its log has the text of `ENOSPC`.
+fn is_disk_full(error: &CriuError) -> bool {
+    const TEXT: &str = "No space left on device";
+    match error {
+        CriuError::Failed { message, lines, .. } => {
+            message.contains(TEXT) || lines.iter().any(|line| line.contains(TEXT))
+        }
+        _ => false,
+    }
+}
