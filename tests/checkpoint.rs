@@ -90,8 +90,14 @@ fn an_instance_in_the_foreground_ends_with_its_checkpoint_and_writes_on_when_res
     let mut restored = Killed(restored.unwrap());
     server.client.ask_until_answered();
     // By the pid of its root, as the host sees it.
-    let line = workspace.run(["--json", "ps"]);
-    let record: Value = serde_json::from_str(&line).unwrap();
+    let mut record = Value::Null;
+    wait_until("the record of the instance", || {
+        record = serde_json::from_str(&workspace.run(["--json", "ps"])).unwrap_or_default();
+        match record.is_null() {
+            true => Err("none".to_owned()),
+            false => Ok(()),
+        }
+    });
     let init = warmimg::tree::HostPid(record["init"].as_i64().unwrap() as i32);
     let root = warmimg::tree::children(init)[0].to_string();
     workspace.run(["checkpoint", "--pid", &root, "--name", "again"]);
@@ -225,5 +231,71 @@ fn what_cannot_be_checkpointed_goes_on() {
             false => Err("it answers".to_owned()),
         }
     });
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_checkpoint_that_is_ended_leaves_the_server_running() {
+    let workspace = Workspace::new();
+    let server = servers::django_on_gunicorn();
+    let cold = server.start_cold(&workspace);
+    server.client.ask_until_answered();
+    let root = warmimg::tree::HostPid(cold.pid() as i32);
+    let pid = root.to_string();
+    let stopped = || {
+        let pids = std::iter::once(root).chain(warmimg::tree::descendants(root));
+        let stopped: Vec<_> = pids.filter(|&pid| warmimg::tree::is_stopped(pid)).collect();
+        match stopped.is_empty() {
+            true => Ok(()),
+            false => Err(format!("{stopped:?} stand still")),
+        }
+    };
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        // At moments all through the freeze and the dump, which take some 100 ms.
+        for delay in (0..16_u8).map(|step| step * 12) {
+            let live = [
+                "checkpoint",
+                "--pid",
+                &pid,
+                "--leave-running",
+                "--name",
+                "live",
+            ];
+            let mut command = workspace.warmimg(live);
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            let mut command = Killed(command.spawn().unwrap());
+            let _ = nix::poll::poll(&mut [], delay);
+            command.signal(signal);
+            command.wait();
+            wait_until("the server to go on", stopped);
+            server.client.ask_until_answered();
+        }
+    }
+    workspace.run(["images"]);
+    drop(cold);
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_stored_leaves_the_server_running() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    let server = counting(port);
+    let cold = server.start_cold(&workspace);
+    server.client.ask_until_answered();
+    workspace.run(["images"]);
+    // A file where the names are to be.
+    fs::remove_dir(workspace.store().join("names")).unwrap();
+    fs::write(workspace.store().join("names"), "").unwrap();
+    let pid = cold.pid().to_string();
+    let output = crate::support::finish(&mut workspace.warmimg(["checkpoint", "--pid", &pid]));
+    assert!(!output.status.success());
+    assert_eq!(count(port), 2);
+    // Nor does it stop the one who calls it.
+    let own = std::process::id().to_string();
+    fs::remove_file(workspace.store().join("names")).unwrap();
+    let error = workspace.fail(111, ["checkpoint", "--pid", &own]);
+    assert!(error.contains("warmimg itself runs below"), "{error}");
+    drop(cold);
     workspace.assert_clean();
 }

@@ -14,7 +14,7 @@ use crate::{
     host::Clocks,
     listener::Listener,
     spawn::SpawnError,
-    tree::{self, Connection, HostPid, Member, NsPid, Vfork},
+    tree::{self, Connection, HostPid, Member, NsPid, Top, Vfork},
 };
 
 /// How long the processes may take to stop. A process stops as soon as it leaves the kernel, so
@@ -57,34 +57,6 @@ pub struct FrozenTree {
     pub connections: Vec<Connection>,
     /// What the tree's clocks showed last.
     pub clocks: Clocks,
-}
-
-/// Where a tree begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Top {
-    /// Below this process, an init.
-    Init(HostPid),
-    /// With this process.
-    Root(HostPid),
-}
-
-impl Top {
-    /// Lets all processes go on.
-    pub fn go_on(self) {
-        for pid in self.pids() {
-            tree::signal(pid, Signal::CONT);
-        }
-    }
-
-    /// The processes that run, parents before children.
-    fn pids(self) -> Vec<HostPid> {
-        match self {
-            Self::Init(init) => tree::descendants(init),
-            Self::Root(root) => std::iter::once(root)
-                .chain(tree::descendants(root))
-                .collect(),
-        }
-    }
 }
 
 impl FrozenTree {

@@ -74,6 +74,25 @@ impl Member {
     }
 }
 
+/// Where a tree begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Top {
+    /// Below this process, an init.
+    Init(HostPid),
+    /// With this process.
+    Root(HostPid),
+}
+
+impl Top {
+    /// The processes that run, parents before children.
+    pub fn pids(self) -> Vec<HostPid> {
+        match self {
+            Self::Init(init) => descendants(init),
+            Self::Root(root) => std::iter::once(root).chain(descendants(root)).collect(),
+        }
+    }
+}
+
 /// The children of a process.
 pub fn children(pid: HostPid) -> Vec<HostPid> {
     let threads = threads(pid).into_iter();

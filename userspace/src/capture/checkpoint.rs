@@ -16,11 +16,10 @@ use super::{
 };
 use crate::{
     criu::{self, AfterDump, Program, TcpConnections, kerndat::Kerndat},
-    freeze::{self, Top},
-    host,
-    spawn::{Descriptors, Namespaces, Place, Plan, Sandbox},
+    freeze, host,
+    spawn::{Descriptors, Namespaces, Place, Plan, Sandbox, Visit},
     store::{Capture, CommandInfo, Image, Moment, Store, StoreError},
-    tree::{self, HostPid},
+    tree::{self, HostPid, Top},
     watch::CapturePoint,
 };
 
@@ -49,10 +48,17 @@ pub async fn checkpoint(
     let version = criu.check(host::kernel_version())?;
     let root = match options.top {
         Top::Root(root) => root,
-        Top::Init(init) => *tree::children(init)
-            .first()
-            .ok_or(CaptureError::NoProcess(init))?,
+        Top::Init(init) => only_child(init, criu).await?,
     };
+    if options
+        .top
+        .pids()
+        .contains(&HostPid(std::process::id() as i32))
+    {
+        return Err(CaptureError::Own {
+            process: tree::label(root),
+        });
+    }
     // Read while it runs: what is read of a process that is gone is nothing.
     let gone = |_| CaptureError::NoProcess(root);
     let process = Process::new(root.0).map_err(gone)?;
@@ -71,7 +77,10 @@ pub async fn checkpoint(
         kerndat: kerndat.folder().to_path_buf(),
         // Nothing is mounted where the tree is: without the cache, CRIU takes longer.
         kerndat_is_new: false,
-        place: Place::Of(Namespaces::of(root)?),
+        place: Place::Of(Visit {
+            namespaces: Namespaces::of(root)?,
+            top: seen_there(options.top).ok_or(CaptureError::NoProcess(root))?,
+        }),
     };
     let open =
         |path: PathBuf| fs::File::open(&path).map_err(|source| StoreError::Read { path, source });
@@ -84,10 +93,9 @@ pub async fn checkpoint(
         stderr: null.as_fd(),
         instance: work.as_fd(),
     };
-    let mut sandbox = Sandbox::create(&plan, &descriptors).await?;
+    let mut sandbox = Some(Sandbox::create(&plan, &descriptors).await?);
 
     progress(Progress::Freezing);
-    let mut stopped = Stopped::begin(options.top);
     let since = |begun: SystemTime| begun.elapsed().unwrap_or_default().as_micros() as u64;
     let (freeze_at, begun) = (since(begun_at), Instant::now());
     let tree = freeze::freeze(options.top, None).await?;
@@ -103,14 +111,12 @@ pub async fn checkpoint(
         after: AfterDump::LeaveStopped,
         outputs: outputs_of(root),
     };
-    let dumped = dump::dump((store, &kerndat), &mut sandbox, &staging, &tree, &wanted).await?;
-    drop(sandbox);
-    if !options.leave_running {
-        tree.signal(Signal::KILL);
-        stopped.is_over = true;
+    let visit = sandbox.as_mut().expect("it is given up after the dump");
+    let dumped = dump::dump((store, &kerndat), visit, &staging, &tree, &wanted).await?;
+    if options.leave_running {
+        // The end of the visit lets the tree go on.
+        drop(sandbox.take());
     }
-    drop(stopped);
-
     progress(Progress::Storing);
     let moment = |at_us, event: &str| Moment {
         at_us,
@@ -132,30 +138,44 @@ pub async fn checkpoint(
         after_restore: image.map_or_else(Vec::new, |image| image.manifest.after_restore.clone()),
         outputs: wanted.outputs,
     };
-    dump::keep(store, staging, tree, dumped, origin, &options.name)
-}
-
-/// A tree that is being stopped: it goes on when this is dropped, unless it was killed.
-struct Stopped {
-    top: Top,
-    is_over: bool,
-}
-
-impl Stopped {
-    fn begin(top: Top) -> Self {
-        Self {
-            top,
-            is_over: false,
+    let members: Vec<HostPid> = tree.members.iter().map(|member| member.host).collect();
+    let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;
+    if !options.leave_running {
+        // Only now that there is an image of it; until here, whatever fails lets it go on.
+        for pid in members {
+            tree::signal(pid, Signal::KILL);
         }
     }
+    Ok(image)
 }
 
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        if !self.is_over {
-            self.top.go_on();
-        }
+/// The root below an init, once the CRIU that restored it is gone.
+async fn only_child(init: HostPid, criu: &Program) -> Result<HostPid, CaptureError> {
+    /// CRIU answers before it ends; that takes it some milliseconds.
+    const LIMIT: Duration = Duration::from_secs(5);
+    const INTERVAL: Duration = Duration::from_millis(1);
+    let is_criu = |pid: &HostPid| {
+        let exe = fs::read_link(format!("/proc/{pid}/exe"));
+        exe.is_ok_and(|exe| fs::canonicalize(&criu.path).is_ok_and(|criu| exe == criu))
+    };
+    let deadline = Instant::now() + LIMIT;
+    while tree::children(init).iter().any(is_criu) && Instant::now() < deadline {
+        tokio::time::sleep(INTERVAL).await;
     }
+    let children = tree::children(init);
+    children
+        .first()
+        .copied()
+        .ok_or(CaptureError::NoProcess(init))
+}
+
+/// A tree by the pids of its own namespace.
+fn seen_there(top: Top) -> Option<Top> {
+    let seen = |pid| Some(HostPid(tree::ns_pid(pid)?.0));
+    Some(match top {
+        Top::Init(init) => Top::Init(seen(init)?),
+        Top::Root(root) => Top::Root(seen(root)?),
+    })
 }
 
 /// When a process was started.

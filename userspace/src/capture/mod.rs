@@ -17,7 +17,7 @@ use crate::{
         AfterDump, CriuError, Program, ProgramError, TcpConnections, UserError, kerndat::Kerndat,
     },
     edit::{self, EditError},
-    freeze::{self, FreezeError, Top},
+    freeze::{self, FreezeError},
     hook::{Hook, HookError},
     host,
     listener::{Listener, Wanted},
@@ -25,7 +25,7 @@ use crate::{
     output::Output,
     spawn::{Command, Descriptors, Fresh, Place, Plan, Sandbox, SpawnError},
     store::{Capture, CommandInfo, Image, Store, StoreError},
-    tree::{Connection, HostPid},
+    tree::{Connection, HostPid, Top},
     warmup::{Warmup, WarmupError},
     watch::{CapturePoint, Watch, WatchError},
 };
@@ -88,6 +88,8 @@ pub enum CaptureError {
     Connected { connections: Vec<Connection> },
     #[error("there is no process {0}")]
     NoProcess(HostPid),
+    #[error("warmimg itself runs below {process}, and would be stopped with it")]
+    Own { process: String },
     #[error("{process} has the terminal {} open", .terminal.display())]
     Terminal { process: String, terminal: PathBuf },
     #[error("interrupted")]

@@ -7,13 +7,13 @@ use rustix::process::Signal;
 
 use super::{CaptureError, Options, Progress, start_up::StartUp};
 use crate::{
-    freeze::{self, FrozenTree, Top},
+    freeze::{self, FrozenTree},
     hook,
     listener::Listener,
     output::Output,
     spawn::Sandbox,
     target::Target,
-    tree::{self, Connection, HostPid},
+    tree::{self, Connection, HostPid, Top},
 };
 
 /// How long a server may take to close the connections of the requests.

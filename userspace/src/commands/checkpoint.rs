@@ -7,11 +7,10 @@ use crate::{
     capture::checkpoint::{self, Options},
     cli,
     error::Error,
-    freeze::Top,
     instance::{self, Instance, InstanceError, State},
     report::Report,
     store::{self, Image, Store},
-    tree::HostPid,
+    tree::{self, HostPid, Top},
 };
 
 /// How long what is left of an instance may take to end once its tree is gone.
@@ -29,8 +28,8 @@ pub async fn run(
         .and_then(|instance| image_of(&store, instance));
     let name = match (&arguments.name, &image) {
         (Some(name), _) => name.clone(),
-        (None, Some(image)) => image.label().to_owned(),
-        (None, None) => default_name(&words_of(top)),
+        (None, Some(Image { names, .. })) if !names.is_empty() => names[0].clone(),
+        (None, _) => default_name(&[program_of(top)]),
     };
     store::check_name(&name)?;
     let options = Options {
@@ -63,7 +62,7 @@ fn find(store: &Store, wanted: &str) -> Result<(Top, Option<Instance>), Error> {
         let init = instance.record.init;
         instance.state == State::Running
             && pid.map_or(instance.record.id == wanted, |pid| {
-                pid == init || crate::tree::children(init).contains(&pid)
+                pid == init || tree::children(init).contains(&pid)
             })
     };
     match (all.iter().find(is_meant), pid) {
@@ -82,10 +81,13 @@ fn image_of(store: &Store, instance: &Instance) -> Option<Image> {
     store.find(Some(&instance.record.image)).ok()
 }
 
-fn words_of(top: Top) -> Vec<String> {
-    let (Top::Root(pid) | Top::Init(pid)) = top;
-    let process = procfs::process::Process::new(pid.0);
-    process
-        .and_then(|process| process.cmdline())
-        .unwrap_or_default()
+/// The program of the root.
+fn program_of(top: Top) -> String {
+    let root = match top {
+        Top::Root(root) => Some(root),
+        Top::Init(init) => tree::children(init).first().copied(),
+    };
+    let process = root.and_then(|root| procfs::process::Process::new(root.0).ok());
+    let program = process.and_then(|process| process.exe().ok());
+    program.unwrap_or_default().display().to_string()
 }

@@ -110,6 +110,7 @@ impl Error {
                 CaptureError::User(_)
                 | CaptureError::Obstacle(_)
                 | CaptureError::Terminal { .. }
+                | CaptureError::Own { .. }
                 | CaptureError::Spawn(SpawnError::Container { .. })
                 | CaptureError::Freeze(
                     FreezeError::SeveralRoots { .. } | FreezeError::InVfork { .. },

@@ -300,6 +300,7 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
         CaptureError::NoProcess(_) => {
             "`warmimg ps` lists the instances; a pid is one of this host".into()
         }
+        CaptureError::Own { .. } => "name the server itself, or run warmimg from elsewhere".into(),
         CaptureError::Terminal { .. } => {
             "start it with its input and output elsewhere: COMMAND </dev/null >FILE 2>&1 &".into()
         }

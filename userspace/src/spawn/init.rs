@@ -1,4 +1,5 @@
-//! Pid 1 of every capture and every instance: a fork of the supervisor, in namespaces of its own.
+//! Pid 1 of every capture and every instance: a fork of the supervisor, in namespaces of its own. For a
+//! checkpoint, a second one in the namespaces of a tree that runs already, which only starts CRIU.
 //!
 //! It reaps what is orphaned, starts the command and CRIU as its children (CRIU makes the
 //! restored root a sibling of itself, so init is the parent of that too), forwards signals, and
@@ -13,6 +14,7 @@ use std::{
     io::{self, Write as _},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -31,12 +33,12 @@ use super::{
     ClockOffsets,
     command::Command,
     exec,
-    namespaces::Namespaces,
+    namespaces::Visit,
     protocol::{Notice, Order, Step, receive_order, send_notice},
 };
-use crate::{cgroup::Group, sys};
+use crate::{cgroup::Group, sys, tree};
 
-/// Where init keeps its descriptors; CRIU finds the folders as `/proc/1/fd/N`.
+/// Where init keeps its descriptors; CRIU finds the folders as `/proc/PID/fd/N` of it.
 pub const CONTROL: RawFd = 3;
 /// The folder of CRIU's images.
 pub const IMAGES: RawFd = 4;
@@ -61,6 +63,9 @@ const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 /// Where pseudoterminals are: /dev/ptmx, wherever it is opened, makes its own beside it.
 const TERMINALS: &str = "/dev/pts";
 
+/// How long a CRIU whose answer nobody waits for may take to its end.
+const CRIU_LIMIT: Duration = Duration::from_secs(120);
+
 /// The name of the file in the instance's folder that receives the wait status.
 pub const EXIT_FILE: &str = "exit";
 
@@ -82,7 +87,7 @@ pub enum Place {
     /// In new namespaces of pids and mounts.
     New(Fresh),
     /// In the namespaces of a process that runs already.
-    Of(Namespaces),
+    Of(Visit),
 }
 
 /// What else is new.
@@ -127,7 +132,7 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
     // Before the descriptors of the namespaces are closed with all others.
     let entered = match &plan.place {
         Place::New(_) => Ok(()),
-        Place::Of(namespaces) => namespaces.enter(),
+        Place::Of(visit) => visit.namespaces.enter(),
     };
     if sys::keep_only(descriptors).is_err() || quiet_stdio().is_err() {
         return 70;
@@ -142,8 +147,11 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
         suspended: None,
         supervised: true,
     };
-    // If the supervisor is killed, so is init, and with it the namespace.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    if matches!(plan.place, Place::New(_)) {
+        // If the supervisor is killed, so is init, and with it the namespace.
+        let death = Some(rustix::process::Signal::KILL);
+        let _ = rustix::process::set_parent_process_death_signal(death);
+    }
     let prepared = match (&plan.place, entered) {
         (Place::New(fresh), _) => enter_group(fresh).and_then(|()| init.set_up_mounts(fresh)),
         (Place::Of(_), entered) => entered.map_err(|error| Notice::Failed {
@@ -269,9 +277,34 @@ impl Init<'_> {
                 match receive_order(self.control) {
                     Ok(Some(order)) => self.obey(order),
                     // Without its supervisor, an instance that was not detached must not stay.
-                    Ok(None) | Err(_) => return 70,
+                    Ok(None) | Err(_) => {
+                        self.end_visit();
+                        return 70;
+                    }
                 }
             }
+        }
+    }
+
+    /// Lets CRIU come to its end, and then the tree go on: at its end CRIU stops again what was
+    /// stopped before. If it were killed, a process of the tree could die with it (SIGTRAP), as long
+    /// as CRIU has it execute system calls.
+    fn end_visit(&self) {
+        let Place::Of(Visit { top, .. }) = &self.plan.place else {
+            return;
+        };
+        let deadline = Instant::now() + CRIU_LIMIT;
+        while let Some(criu) = self.criu
+            && waitpid(criu, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL))
+                == Ok(WaitStatus::StillAlive)
+        {
+            if Instant::now() > deadline {
+                let _ = kill(criu, Signal::SIGKILL);
+            }
+            let _ = poll(&mut [], 5_u8);
+        }
+        for pid in top.pids() {
+            tree::signal(pid, rustix::process::Signal::CONT);
         }
     }
 
@@ -296,10 +329,6 @@ impl Init<'_> {
                 self.forward(number);
                 Notice::Done
             }
-            Order::SignalAll { number } => match send_signal(Pid::from_raw(-1), number) {
-                Ok(()) | Err(nix::Error::ESRCH) => Notice::Done,
-                Err(errno) => failed(Step::Signal)(errno),
-            },
             Order::Detach => {
                 let _ = rustix::process::set_parent_process_death_signal(None);
                 self.tell(Notice::Done);

@@ -1,9 +1,10 @@
 //! A clean start: new pid and mount namespaces, and an init of our own in them. And, to compare
 //! with it, an ordinary start: a [`Child`].
 //!
-//! Invariant: everything that runs in a [`Sandbox`] ends with it. Dropping it kills init, and
-//! the kernel then kills the rest of the namespace; so does the supervisor's own death, unless
-//! the sandbox was [detached](Sandbox::detach).
+//! Invariant: everything that runs in a [`Sandbox`] with namespaces of its own ends with it. Dropping
+//! it kills init, and the kernel then kills the rest of the namespace; so does the supervisor's own
+//! death, unless the sandbox was [detached](Sandbox::detach). One that [visits](Visit) a tree leaves
+//! it running: when it is dropped or the supervisor dies, its init waits for CRIU and lets the tree go on.
 
 mod child;
 mod command;
@@ -17,6 +18,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
+use nix::poll::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -25,7 +27,7 @@ pub use self::{
     child::Child,
     command::{COMPATIBLE_ENVIRONMENT, Command, CommandError, RunAs},
     init::{EXIT_FILE, Fresh, IMAGES, Place, Plan, STDERR, STDOUT, WORK},
-    namespaces::Namespaces,
+    namespaces::{Namespaces, Visit},
     protocol::Step,
 };
 use crate::{
@@ -33,6 +35,9 @@ use crate::{
     sys,
     tree::{HostPid, NsPid},
 };
+
+/// How long init may take to end a visit, in milliseconds.
+const VISIT_LIMIT: u16 = 10_000;
 
 /// Why a sandbox could not be made, or does not do what it is told.
 #[derive(Debug, thiserror::Error)]
@@ -101,28 +106,34 @@ pub struct Sandbox {
     exited: Option<i32>,
     criu_exited: Option<i32>,
     detached: bool,
+    /// Init sees to it that what it visits goes on, and ends by itself.
+    visits: bool,
 }
 
 impl Sandbox {
     /// Makes the namespaces, or enters those of a process that runs already, and waits until init
-    /// has set itself up there. With namespaces that are not its own, nothing but init and CRIU
-    /// ends with the sandbox.
+    /// has set itself up there.
     ///
     /// # Errors
     /// See [`SpawnError`].
     pub async fn create(plan: &Plan, descriptors: &Descriptors<'_>) -> Result<Self, SpawnError> {
         let fresh = match &plan.place {
             Place::New(fresh) => fresh,
-            Place::Of(namespaces) => {
-                let _born = namespaces.of_children().map_err(SpawnError::Namespaces)?;
+            Place::Of(visit) => {
+                let born = visit.namespaces.of_children();
+                let _born = born.map_err(SpawnError::Namespaces)?;
                 return Self::start_init(plan, descriptors, sys::ForkOptions::default()).await;
             }
         };
-        if let Some(offsets) = fresh.clocks {
-            sys::unshare_time().map_err(SpawnError::Clocks)?;
-            fs::write("/proc/self/timens_offsets", offsets.to_lines())
-                .map_err(SpawnError::Clocks)?;
-        }
+        let _clocks = match fresh.clocks {
+            None => None,
+            Some(offsets) => {
+                let own = namespaces::Clocks::of_children().map_err(SpawnError::Clocks)?;
+                fs::write("/proc/self/timens_offsets", offsets.to_lines())
+                    .map_err(SpawnError::Clocks)?;
+                Some(own)
+            }
+        };
         let group = fresh.group.as_ref().map(Group::born_in);
         let group = group.transpose().map_err(SpawnError::Group)?.flatten();
         let options = sys::ForkOptions {
@@ -164,6 +175,7 @@ impl Sandbox {
             exited: None,
             criu_exited: None,
             detached: false,
+            visits: matches!(plan.place, Place::Of(_)),
         };
         match sandbox.reply().await? {
             (Notice::Ready, _) => Ok(sandbox),
@@ -238,18 +250,6 @@ impl Sandbox {
     /// See [`SpawnError`].
     pub async fn signal(&mut self, number: i32) -> Result<(), SpawnError> {
         self.command(Order::Signal {
-            number: number as u32,
-        })
-        .await
-    }
-
-    /// Sends a signal to every process of the sandbox but init, at once: the kernel lets no fork
-    /// slip through meanwhile.
-    ///
-    /// # Errors
-    /// See [`SpawnError`].
-    pub async fn signal_all(&mut self, number: i32) -> Result<(), SpawnError> {
-        self.command(Order::SignalAll {
             number: number as u32,
         })
         .await
@@ -339,7 +339,19 @@ impl Drop for Sandbox {
         if self.detached {
             return;
         }
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        if self.visits {
+            let _ = rustix::net::shutdown(self.control.get_ref(), rustix::net::Shutdown::Both);
+            let mut ended = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            let outcome = std::iter::repeat_with(|| poll(&mut ended, VISIT_LIMIT));
+            let mut outcome = outcome.skip_while(|polled| *polled == Err(nix::Error::EINTR));
+            if outcome.next() != Some(Ok(1)) {
+                tracing::warn!("CRIU has not ended; the tree goes on when it has");
+                return;
+            }
+        } else {
+            let kill = rustix::process::Signal::KILL;
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, kill);
+        }
         let pid = nix::unistd::Pid::from_raw(self.init.0);
         while nix::sys::wait::waitpid(pid, None) == Err(nix::Error::EINTR) {}
     }

@@ -5,7 +5,10 @@ use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 use nix::sched::{CloneFlags, setns};
 
 use super::SpawnError;
-use crate::tree::HostPid;
+use crate::{
+    sys,
+    tree::{HostPid, Top},
+};
 
 /// Those in which a process of a sandbox can differ from the supervisor. That of pids is not among
 /// them: it is entered by being forked into it.
@@ -41,6 +44,10 @@ impl Namespaces {
         if theirs != root("self").map_err(fail)? {
             return Err(SpawnError::Container { pid, what: "root" });
         }
+        // Without a /proc of its own, its pids there would be those of others.
+        if is_other(pid, "pid").map_err(fail)? && !is_other(pid, "mnt").map_err(fail)? {
+            return Err(SpawnError::Container { pid, what: "pid" });
+        }
         let open = |kind: &str| -> io::Result<Option<fs::File>> {
             match is_other(pid, kind)? {
                 true => fs::File::open(format!("/proc/{pid}/ns/{kind}")).map(Some),
@@ -71,6 +78,33 @@ impl Namespaces {
             .iter()
             .try_for_each(|namespace| setns(namespace, CloneFlags::empty()))
             .map_err(io::Error::from)
+    }
+}
+
+/// A tree that runs already, to be visited for a checkpoint.
+pub struct Visit {
+    pub namespaces: Namespaces,
+    /// The tree by the pids of its own namespace: when the visit ends, all of it goes on.
+    pub top: Top,
+}
+
+/// Children are born in a new time namespace as long as this lives.
+pub(super) struct Clocks {
+    own: fs::File,
+}
+
+impl Clocks {
+    pub(super) fn of_children() -> io::Result<Self> {
+        let own = fs::File::open("/proc/self/ns/time")?;
+        sys::unshare_time()?;
+        Ok(Self { own })
+    }
+}
+
+impl Drop for Clocks {
+    fn drop(&mut self) {
+        // The supervisor never left its own; that of its children is set with it.
+        let _ = setns(&self.own, CloneFlags::empty());
     }
 }
 

@@ -27,8 +27,6 @@ pub enum Order {
     Main { pid: u32 },
     /// Send a signal to the main process.
     Signal { number: u32 },
-    /// Send a signal to every process but init.
-    SignalAll { number: u32 },
     /// Go on without a supervisor.
     Detach,
 }
@@ -64,7 +62,6 @@ pub enum Step {
     Credentials = 4,
     WorkingDirectory = 5,
     Exec = 6,
-    Signal = 7,
     Kerndat = 8,
     Enter = 9,
     Group = 10,
@@ -80,7 +77,6 @@ impl Step {
             Self::Credentials,
             Self::WorkingDirectory,
             Self::Exec,
-            Self::Signal,
             Self::Kerndat,
             Self::Enter,
             Self::Group,
@@ -100,7 +96,6 @@ impl std::fmt::Display for Step {
             Self::Credentials => "change the user",
             Self::WorkingDirectory => "enter the working directory",
             Self::Exec => "execute the program",
-            Self::Signal => "send the signal",
             Self::Enter => "enter the namespaces",
             Self::Kerndat => "mount a tmpfs for CRIU's kernel data",
             Self::Group => "enter its control group",
@@ -119,7 +114,6 @@ impl Order {
             Self::Criu { uid, gid } => [3, uid, gid],
             Self::Main { pid } => [4, pid, 0],
             Self::Signal { number } => [5, number, 0],
-            Self::SignalAll { number } => [6, number, 0],
             Self::Detach => [7, 0, 0],
         }
     }
@@ -131,7 +125,6 @@ impl Order {
             3 => Self::Criu { uid: a, gid: b },
             4 => Self::Main { pid: a },
             5 => Self::Signal { number: a },
-            6 => Self::SignalAll { number: a },
             7 => Self::Detach,
             _ => return None,
         })
