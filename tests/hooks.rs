@@ -1,6 +1,6 @@
 //! What is done before a freeze and after a restore.
 
-use std::{fs, net::TcpListener};
+use std::{fs, io::Read as _, net::TcpListener};
 
 use crate::support::{
     Workspace, ask, ask::Client, expect, fixture, free_port, server::Server, wait_until,
@@ -130,5 +130,59 @@ fn a_hook_that_fails_fails_the_operation() {
     let error = workspace.fail(2, ["restore", "-d", "told", "--env", "=x"]);
     assert!(error.contains("not NAME=VALUE"), "{error}");
     assert!(!workspace.run(["images"]).contains("none"));
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_request_is_made_once_and_of_the_copy_that_is_meant() {
+    let workspace = Workspace::new();
+    let peer = peer();
+    let (server, port) = told(&peer);
+    let options = ["--tcp-close", "--before-freeze", "post:/hangup"];
+    let (_, error) = expect(114, &mut server.capture(&workspace, &options));
+    assert!(
+        error.contains("the connection was closed before an answer"),
+        "{error}"
+    );
+    let (mut connection, _) = peer.accept().unwrap();
+    let mut told = Vec::new();
+    connection.read_to_end(&mut told).unwrap();
+    assert_eq!(told, b"x");
+
+    let options = ["--tcp-close", "--name", "told"];
+    expect(0, &mut server.capture(&workspace, &options));
+    let shared = ["restore", "-d", "told", "--reuse-port", "--count", "2"];
+    let request = [&shared[..], &["--after-restore", "get:/"]].concat();
+    let error = workspace.fail(2, request);
+    assert!(
+        error.contains("the hook get:/ may reach another copy") && error.contains("--net private"),
+        "{error}"
+    );
+    let signal = [&shared[..], &["--after-restore", "signal:USR1"]].concat();
+    workspace.run(signal);
+    assert!(ask::get(port, "/").unwrap().contains("1 signals"));
+    workspace.run(["stop", "--all"]);
+
+    // One that ends meanwhile is not waited for. What a command does is on the host's clocks.
+    let clocks = workspace.path().join("clocks").display().to_string();
+    let look = format!("sh -c 'readlink /proc/self/ns/time > {clocks}'");
+    let end = "sh -c 'kill $WARMIMG_PID; exec sleep 1000'";
+    let hooks = [
+        "restore",
+        "-d",
+        "told",
+        "--after-restore",
+        &look,
+        "--after-restore",
+        end,
+    ];
+    let error = workspace.fail(102, hooks);
+    assert!(
+        error.contains("ended before all hooks were through: killed by SIGTERM"),
+        "{error}"
+    );
+    let clocks = fs::read_to_string(clocks).unwrap();
+    let own = fs::read_link("/proc/self/ns/time").unwrap();
+    assert_eq!(clocks.trim(), own.to_str().unwrap());
     workspace.assert_clean();
 }

@@ -484,6 +484,9 @@ fn the_best_point_is_found_and_the_others_are_gone() {
     let options = ["--at", "auto", "--leave-running"];
     let (_, error) = expect(2, &mut gone.capture(&workspace, &options));
     assert!(error.contains("starts the server several times"), "{error}");
+    let options = ["--at", "auto", "--tcp-established"];
+    let (_, error) = expect(2, &mut gone.capture(&workspace, &options));
+    assert!(error.contains("restores again and again"), "{error}");
     let (_, error) = expect(2, &mut gone.capture(&workspace, &["--at", "nowhere"]));
     assert!(
         error.contains("[possible values: ready, listen, pre-listen"),

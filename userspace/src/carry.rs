@@ -15,13 +15,13 @@ use std::{
 
 use procfs::process::{MMPermissions, MMapPath, Process};
 
-use crate::tree::Member;
+use crate::tree::{HostPid, Member};
 
 /// Folders whose contents nobody counts on.
 const TEMPORARY: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
 
 /// Deletes the temporary files that the frozen processes share by mapping and made themselves,
-/// after `since`. Returns them.
+/// after `since`, and that no other process has mapped. Returns them.
 ///
 /// # Errors
 /// If a file cannot be deleted.
@@ -32,7 +32,7 @@ pub fn delete_mapped(members: &[Member], since: SystemTime) -> io::Result<Vec<Pa
         .flat_map(shared_files)
         .collect::<BTreeSet<_>>()
     {
-        if is_own(&path, since) {
+        if is_own(&path, since) && !is_mapped_outside(&path, members) {
             fs::remove_file(&path)?;
             deleted.push(path);
         }
@@ -52,6 +52,18 @@ fn shared_files(member: &Member) -> Vec<PathBuf> {
             _ => None,
         })
         .collect()
+}
+
+/// Whether a process that is not of the tree has a mapping of a file.
+fn is_mapped_outside(path: &Path, members: &[Member]) -> bool {
+    let processes = procfs::process::all_processes().into_iter().flatten();
+    let outside = processes.flatten().filter(|process| {
+        let pid = HostPid(process.pid);
+        !members.iter().any(|member| member.host == pid)
+    });
+    let maps = outside.filter_map(|process| process.maps().ok()).flatten();
+    maps.into_iter()
+        .any(|map| matches!(map.pathname, MMapPath::Path(mapped) if mapped == path))
 }
 
 /// A file in a temporary folder, under one name only, and made after `since`.

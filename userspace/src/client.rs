@@ -89,6 +89,24 @@ impl<'a> Client<'a> {
     /// # Errors
     /// [`AskError::NotHttp`], as trying again would not help, or [`AskError::Wait`].
     pub async fn ask_until_answered(&mut self, begun: Instant) -> Result<Answer, AskError> {
+        self.ask(begun, |error| !matches!(error, AskError::NotHttp(_)))
+            .await
+    }
+
+    /// Asks once there is a connection, and not again: what is asked for may have been done.
+    ///
+    /// # Errors
+    /// All but [`AskError::Connect`].
+    pub async fn ask_when_listening(&mut self, begun: Instant) -> Result<Answer, AskError> {
+        self.ask(begun, |error| matches!(error, AskError::Connect(_)))
+            .await
+    }
+
+    async fn ask(
+        &mut self,
+        begun: Instant,
+        may_try_again: impl Fn(&AskError) -> bool,
+    ) -> Result<Answer, AskError> {
         let mut connected_first = None;
         let mut last_try = begun;
         loop {
@@ -109,7 +127,7 @@ impl<'a> Client<'a> {
                                 resolution,
                             });
                         }
-                        Err(error @ AskError::NotHttp(_)) => return Err(error),
+                        Err(error) if !may_try_again(&error) => return Err(error),
                         Err(error) => self.last_error = Some(error),
                     }
                 }

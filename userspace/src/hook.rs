@@ -25,12 +25,16 @@ use crate::{
     listener::Listener,
     output,
     spawn::{self, CommandError},
+    sys,
     target::{ExpectedStatus, Protocol, Target, TargetError},
     tree::HostPid,
 };
 
 /// The header that carries a variable of `--env` in a request: `NAME=VALUE`.
 const ENV_HEADER: HeaderName = HeaderName::from_static("warmimg-env");
+
+/// How long the kernel may take to end a killed hook.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many lines of a failed command's output are shown.
 const LINES: usize = 20;
@@ -76,9 +80,15 @@ pub enum HookError {
     #[error("the hook {hook} was not answered")]
     Ask { hook: String, source: AskError },
     #[error("the hook {hook} was not answered within {} s", .limit.as_secs_f64())]
-    NoAnswer { hook: String, limit: Duration },
+    NoAnswer {
+        hook: String,
+        limit: Duration,
+        source: Option<AskError>,
+    },
     #[error("the hook {hook} has nowhere to ask: the server has no listener")]
     NoListener { hook: String },
+    #[error("the value of {name} cannot be part of the request of the hook {hook}")]
+    Variable { hook: String, name: String },
     #[error("the hook {hook} cannot reach the root of the tree, which is gone")]
     NoRoot { hook: String },
 }
@@ -195,6 +205,15 @@ pub struct Subject<'a> {
 }
 
 impl Hook {
+    /// Whether it asks where the server listens.
+    pub fn asks_server(&self) -> bool {
+        let place = match &self.action {
+            Action::Ask { place, .. } => place,
+            _ => return false,
+        };
+        matches!(place, Place::Path(_))
+    }
+
     /// Checks that the program of a command is there.
     ///
     /// # Errors
@@ -242,6 +261,7 @@ impl Hook {
             .stdout(writer()?)
             .stderr(writer()?);
         command.process_group(0);
+        sys::die_with_parent(&mut command);
         let listeners: Vec<_> = subject.listeners.iter().map(ToString::to_string).collect();
         command.env("WARMIMG_HOOK", subject.moment.to_string());
         command.env("WARMIMG_NAME", subject.name);
@@ -267,7 +287,7 @@ impl Hook {
             Ok(status) => status.map_err(start)?,
             Err(_) => {
                 drop(group);
-                let _ = child.wait().await;
+                let _ = tokio::time::timeout(KILL_LIMIT, child.wait()).await;
                 return Err(HookError::Timeout {
                     hook: self.text.clone(),
                     limit: subject.limit,
@@ -302,30 +322,29 @@ impl Hook {
         };
         if let Protocol::Http(request) = &mut target.protocol {
             request.method = method.clone();
-            let headers = subject
-                .variables
-                .iter()
-                .filter_map(|Variable { name, value }| {
-                    let value = HeaderValue::from_str(&format!("{name}={value}")).ok()?;
-                    Some((ENV_HEADER, value))
-                });
-            request.headers.extend(headers);
+            for Variable { name, value } in subject.variables {
+                let value = HeaderValue::from_str(&format!("{name}={value}"));
+                let value = value.map_err(|_| HookError::Variable {
+                    hook: hook(),
+                    name: name.clone(),
+                })?;
+                request.headers.push((ENV_HEADER, value));
+            }
         }
         let failed = |source| HookError::Ask {
             hook: hook(),
             source,
         };
         let mut client = Client::new(&target).map_err(failed)?;
-        let asked = client.ask_until_answered(Instant::now());
-        let answer = match tokio::time::timeout(subject.limit, asked).await {
-            Ok(answer) => answer.map_err(failed)?,
-            Err(_) => {
-                return Err(HookError::NoAnswer {
-                    hook: hook(),
-                    limit: subject.limit,
-                });
-            }
+        let asked = tokio::time::timeout(subject.limit, client.ask_when_listening(Instant::now()));
+        let Ok(answer) = asked.await else {
+            return Err(HookError::NoAnswer {
+                hook: hook(),
+                limit: subject.limit,
+                source: client.last_error,
+            });
         };
+        let answer = answer.map_err(failed)?;
         let expected = ExpectedStatus::default();
         match answer.status {
             Some(found) if !expected.accepts(found) => Err(HookError::Status {

@@ -83,6 +83,11 @@ pub fn is_taken(address: SocketAddr, shared: bool) -> bool {
     bound == Err(rustix::io::Errno::ADDRINUSE)
 }
 
+/// An address of version 4, if it stands in one of version 6 (as a socket for both has it).
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// Whether an address is one of this host: the kernel is asked by binding to it.
 pub fn is_own(ip: IpAddr) -> bool {
     std::net::UdpSocket::bind((ip, 0)).is_ok()
@@ -236,6 +241,12 @@ pub enum Wanted {
     /// TCP, on any address.
     Port(u16),
     Exactly(Listener),
+}
+
+/// The listener to ask: the one that is wanted, or the first.
+pub fn choose<'a>(listeners: &'a [Listener], wanted: Option<&Wanted>) -> Option<&'a Listener> {
+    let is_meant = |listener: &&Listener| wanted.is_none_or(|wanted| wanted.is(listener));
+    listeners.iter().find(is_meant)
 }
 
 /// Parses `PORT`, `ADDRESS:PORT`, or the path of a Unix socket, as the server names it.

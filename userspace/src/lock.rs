@@ -9,6 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::tree::{self, HostPid, Member};
@@ -78,20 +83,54 @@ pub fn find_taken(locks: &BTreeSet<FileLock>) -> Option<(&FileLock, String)> {
     if locks.is_empty() {
         return None;
     }
-    let held = fs::read_to_string("/proc/locks").ok()?;
-    let held: Vec<(Lock, HostPid, u64)> = held.lines().filter_map(parse).collect();
-    locks.iter().find_map(|wanted| {
-        let inode = wanted.path.metadata().ok()?.ino();
-        let excludes =
-            |(lock, _, on): &&(Lock, HostPid, u64)| *on == inode && lock.excludes(&wanted.lock);
-        let (_, holder, _) = held.iter().find(excludes)?;
+    let wanted = locks.iter().find(|wanted| is_taken(wanted))?;
+    Some((wanted, holder(wanted)))
+}
+
+/// Whether somebody else has a lock: the kernel is asked by trying it.
+fn is_taken(wanted: &FileLock) -> bool {
+    let Ok(file) = fs::File::open(&wanted.path) else {
+        return false;
+    };
+    match wanted.lock.kind {
+        Kind::Flock => {
+            let operation = match wanted.lock.exclusive {
+                true => FlockOperation::NonBlockingLockExclusive,
+                false => FlockOperation::NonBlockingLockShared,
+            };
+            // Given back as the file is closed.
+            flock(&file, operation) == Err(Errno::WOULDBLOCK)
+        }
+        Kind::Fcntl => {
+            let Lock { first, last, .. } = wanted.lock;
+            let mut asked = libc::flock {
+                l_type: match wanted.lock.exclusive {
+                    true => libc::F_WRLCK as i16,
+                    false => libc::F_RDLCK as i16,
+                },
+                l_whence: libc::SEEK_SET as i16,
+                l_start: first as i64,
+                // 0 is the end of the file, wherever it is.
+                l_len: last.map_or(0, |last| last as i64 - first as i64 + 1),
+                l_pid: 0,
+            };
+            let answered = fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked));
+            answered.is_ok() && i32::from(asked.l_type) != libc::F_UNLCK
+        }
+    }
+}
+
+/// Who has a lock, as far as /proc/locks tells: on some file systems it does not.
+fn holder(wanted: &FileLock) -> String {
+    let held = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let inode = wanted.path.metadata().map(|file| file.ino()).ok();
+    let mut held = held.lines().filter_map(parse);
+    let found = held.find(|(lock, _, on)| Some(*on) == inode && lock.excludes(&wanted.lock));
+    match found {
         // It may have ended, and left the lock to its children.
-        let holder = match Path::new(&format!("/proc/{holder}")).exists() {
-            true => tree::label(*holder),
-            false => "another process".to_owned(),
-        };
-        Some((wanted, holder))
-    })
+        Some((_, pid, _)) if Path::new(&format!("/proc/{pid}")).exists() => tree::label(pid),
+        _ => "another process".to_owned(),
+    }
 }
 
 /// A line of /proc/locks or /proc/PID/fdinfo: the lock, its holder and the inode of the file.

@@ -82,6 +82,8 @@ pub enum RestoreError {
         text: String,
         source: hook::SpecError,
     },
+    #[error("the hook {0} may reach another copy that shares the port")]
+    SharedHook(String),
     #[error(transparent)]
     HookCommand(#[from] CommandError),
     #[error(transparent)]
@@ -94,8 +96,11 @@ pub enum RestoreError {
     ConnectionLost { local: SocketAddr, peer: SocketAddr },
     #[error("the connection of {local} to {peer} cannot go on in another network")]
     ConnectionElsewhere { local: SocketAddr, peer: SocketAddr },
-    #[error("the restored server ended before it listened: {status}")]
-    Ended { status: String },
+    #[error("the restored server ended before {awaited}: {status}")]
+    Ended {
+        awaited: &'static str,
+        status: String,
+    },
     #[error("the restored server does not listen within {} s", .limit.as_secs())]
     DoesNotListen { limit: Duration },
     #[error(transparent)]
@@ -189,6 +194,10 @@ pub async fn restore(
         _ => refuse_lost(&manifest.connections)?,
     }
     let hooks = hooks(manifest, &options.after_restore)?;
+    let is_lost = |hook: &&Hook| options.reuse_port && !is_private && hook.asks_server();
+    if let Some(hook) = hooks.iter().find(is_lost) {
+        return Err(RestoreError::SharedHook(hook.to_string()));
+    }
     if let Some((wanted, holder)) = lock::find_taken(&manifest.locks) {
         return Err(RestoreError::Locked {
             path: wanted.path.clone(),
@@ -281,18 +290,6 @@ pub async fn restore(
         None => listener.clone(),
     };
     let listeners: Vec<Listener> = listeners.iter().map(reached).collect();
-    let subject = hook::Subject {
-        moment: hook::Moment::AfterRestore,
-        root: tree::find(sandbox.init(), root),
-        name: folder.id(),
-        listeners: &listeners,
-        folder: manifest.command.working_directory.clone(),
-        variables: &options.variables,
-        limit: options.hook_limit,
-    };
-    for hook in &hooks {
-        hook.run(&subject).await?;
-    }
     let record = Record {
         id: folder.id().to_owned(),
         image: image.digest.to_string(),
@@ -303,6 +300,25 @@ pub async fn restore(
         group: made,
     };
     folder.publish(&record)?;
+    let subject = hook::Subject {
+        moment: hook::Moment::AfterRestore,
+        root: tree::find(sandbox.init(), root),
+        name: folder.id(),
+        listeners: &record.listeners,
+        folder: manifest.command.working_directory.clone(),
+        variables: &options.variables,
+        limit: options.hook_limit,
+    };
+    let run_hooks = async {
+        for hook in &hooks {
+            hook.run(&subject).await?;
+        }
+        Ok::<(), HookError>(())
+    };
+    tokio::select! {
+        outcome = run_hooks => outcome?,
+        status = sandbox.exit() => return Err(ended(status?, "all hooks were through")),
+    }
     // From here on it goes with the folder.
     group.into_iter().for_each(Reservation::keep);
     Ok(Restored {
@@ -339,7 +355,9 @@ fn refuse_lost(connections: &[(SocketAddr, SocketAddr)]) -> Result<(), RestoreEr
     let found: Vec<_> = listener::connected()
         .into_iter()
         .filter_map(|socket| match (socket.local, socket.peer?) {
-            (Listener::Tcp { address }, Listener::Tcp { address: peer }) => Some((address, peer)),
+            (Listener::Tcp { address }, Listener::Tcp { address: peer }) => {
+                Some((listener::canonical(address), listener::canonical(peer)))
+            }
             _ => None,
         })
         .collect();
@@ -374,9 +392,14 @@ async fn until_listening(
         reached = tokio::time::timeout(LIMIT, listening) => {
             reached.map_err(|_| RestoreError::DoesNotListen { limit: LIMIT })
         }
-        status = sandbox.exit() => Err(RestoreError::Ended {
-            status: crate::instance::describe_status(status?),
-        }),
+        status = sandbox.exit() => Err(ended(status?, "it listened")),
+    }
+}
+
+fn ended(status: i32, awaited: &'static str) -> RestoreError {
+    RestoreError::Ended {
+        awaited,
+        status: crate::instance::describe_status(status),
     }
 }
 

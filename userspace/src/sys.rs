@@ -200,6 +200,14 @@ pub fn run_first() -> io::Result<()> {
     check(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
 }
 
+/// Has the command killed if this process is.
+pub fn die_with_parent(command: &mut tokio::process::Command) {
+    // SAFETY: prctl(2) is all that runs between fork and exec, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)).map(drop));
+    }
+}
+
 /// Whether two tasks have the same memory, as threads have, and a child in vfork(2) with its
 /// parent. False if one of them is gone.
 pub fn share_memory(first: i32, second: i32) -> bool {

@@ -13,7 +13,8 @@ Usage: server.py KIND PORT...
                         and connects anew if not
   lazy PORT             takes a while after it listens, and again for its first answer, a 404
   told PORT PEER        is connected to PEER until asked for /close; counts the SIGUSR1 it gets;
-                        takes a secret from the header of /reload; tells all that at /
+                        takes a secret from the header of /reload; tells all that at /;
+                        /hangup closes the connection, and tells PEER
 """
 
 import os
@@ -140,6 +141,9 @@ def told():
         if path == "/close":
             peer.close()
             peer = None
+        if path == "/hangup":
+            peer.sendall(b"x")
+            return
         if path == "/reload":
             lines = request.lower().splitlines()
             secrets = [line for line in lines if line.startswith("warmimg-env: secret=")]

@@ -16,7 +16,7 @@ use crate::{
     edit,
     freeze::FrozenTree,
     host::{self, Host},
-    listener::Listener,
+    listener::{self, Listener},
     lock::{self, FileLock},
     obstacle,
     spawn::Sandbox,
@@ -115,6 +115,10 @@ pub fn keep(
     let images = staging.criu();
     edit::make_reusable(&images)?;
     let [stdout, stderr] = origin.outputs;
+    let going_on = match connections {
+        TcpConnections::Established => kept(&tree),
+        TcpConnections::None | TcpConnections::Closed => vec![],
+    };
     let manifest = Manifest {
         schema: store::SCHEMA,
         created_ms: store::now_ms(),
@@ -122,10 +126,7 @@ pub fn keep(
         capture: origin.capture,
         listeners: tree.listeners,
         shared_ports: edit::shared_ports(&images)?,
-        connections: match connections {
-            TcpConnections::Established => tree.connections.iter().filter_map(ends).collect(),
-            TcpConnections::None | TcpConnections::Closed => vec![],
-        },
+        connections: going_on,
         after_restore: origin.after_restore,
         locks,
         root: tree.root,
@@ -147,8 +148,8 @@ pub fn keep(
     Ok(store.commit(staging, manifest, name)?)
 }
 
-/// What becomes of the TCP connections of a tree. Those of clients that came too early are never
-/// a hindrance: they are closed. Unix sockets cannot be kept.
+/// What becomes of the TCP connections of a tree. Those of clients are never a hindrance: they are
+/// closed, unless those to others are kept, and they with them. Unix sockets cannot be kept.
 fn treat_connections(
     tree: &FrozenTree,
     outbound: TcpConnections,
@@ -181,11 +182,26 @@ fn unix_to_close(tree: &FrozenTree) -> Vec<u64> {
     unix.map(|connection| connection.inode).collect()
 }
 
-/// Both ends of a connection by TCP.
+/// The connections to others that are to go on. Those within the tree do so by themselves, and
+/// clients come and go.
+fn kept(tree: &FrozenTree) -> Vec<(SocketAddr, SocketAddr)> {
+    let outbound = tree
+        .connections
+        .iter()
+        .filter(|c| !c.is_inbound(&tree.listeners));
+    let all: Vec<_> = tree.connections.iter().filter_map(ends).collect();
+    let is_within = |(local, peer): &(SocketAddr, SocketAddr)| all.contains(&(*peer, *local));
+    outbound
+        .filter_map(ends)
+        .filter(|ends| !is_within(ends))
+        .collect()
+}
+
+/// Both ends of a connection by TCP, as they are written without IPv6 around them.
 fn ends(connection: &Connection) -> Option<(SocketAddr, SocketAddr)> {
     match (&connection.local, &connection.peer) {
         (Listener::Tcp { address }, Some(Listener::Tcp { address: peer })) => {
-            Some((*address, *peer))
+            Some((listener::canonical(*address), listener::canonical(*peer)))
         }
         _ => None,
     }

@@ -7,6 +7,7 @@ use crate::{
     capture::{self, CaptureError, Options},
     criu::Program,
     error::Error,
+    listener,
     report::{AutoRow, Report},
     store::{Image, Store},
     target::{ExpectedStatus, Target},
@@ -102,7 +103,9 @@ async fn capture_all(
             Err(error) if point == CapturePoint::Ready => return Err(error.into()),
             Err(error @ CaptureError::Interrupted) => return Err(error.into()),
             Err(error) => {
-                if let CaptureError::Warmup(WarmupError::Status { found, .. }) = &error {
+                if let CaptureError::Warmup(WarmupError::Status { found, .. }) = &error
+                    && options.how.warmups.len() == 1
+                {
                     captures.status = ExpectedStatus(Some(*found));
                 }
                 captures
@@ -124,7 +127,8 @@ async fn measure(
 ) -> Result<Results, Error> {
     let folder = &options.command.working_directory;
     let listeners = &captures.images[0].manifest.listeners;
-    let server = listeners.first().ok_or(CaptureError::NoListener)?;
+    let server = listener::choose(listeners, options.how.listener.as_ref())
+        .ok_or(CaptureError::NoListener)?;
     let server = Target::of_listener(server, folder);
     let work = store.root().join("criu-work");
     let subjects = Subjects {

@@ -10,6 +10,7 @@ use crate::{
     capture, cli,
     criu::Program,
     error::{Error, ExitCode},
+    listener,
     report::{Exports, Report},
     spawn::{Command, CommandError},
     store::{Image, Store},
@@ -23,6 +24,9 @@ pub async fn run(
 ) -> Result<u8, Error> {
     let mut signals = Signals::catch()?;
     // What can be wrong about the command line shows before anything takes its time.
+    if arguments.how.connections.tcp_established {
+        return Err(Error::EstablishedAgain("bench"));
+    }
     let stored = arguments
         .against
         .as_deref()
@@ -63,7 +67,8 @@ pub async fn run(
     };
     let folder = &cold.working_directory;
     let listeners = &images[0].manifest.listeners;
-    let target = match (url, listeners.first()) {
+    let chosen = listener::choose(listeners, arguments.how.listener.as_ref());
+    let target = match (url, chosen) {
         (Some(url), _) => url,
         (None, Some(listener)) => Target::of_listener(listener, folder),
         (None, None) => return Err(Error::NothingToAsk),

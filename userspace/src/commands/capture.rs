@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     report::Report,
     spawn::Command,
-    store::{self, StoreError},
+    store,
     watch::CapturePoint,
 };
 
@@ -33,6 +33,9 @@ pub async fn run(
     let (point, points) = match arguments.at {
         At::Point(point) => (point, vec![point]),
         At::Auto if arguments.leave_running => return Err(Error::AutoLeaveRunning),
+        At::Auto if arguments.how.connections.tcp_established => {
+            return Err(Error::EstablishedAgain("--at auto"));
+        }
         At::Auto => (CapturePoint::Ready, CapturePoint::value_variants().to_vec()),
     };
     let options = Options {
@@ -55,7 +58,7 @@ pub async fn run(
     })
     .await;
     progress.clear();
-    let captured = captured.map_err(disk_full_as_such)?;
+    let captured = captured?;
     report.captured(&captured.image, &global.store)?;
     match captured.running {
         None => Ok(0),
@@ -87,16 +90,6 @@ pub fn default_name(words: &[String]) -> String {
     match name.trim_start_matches(['.', '_', '-']) {
         "" => "image".to_owned(),
         name => name.chars().take(64).collect(),
-    }
-}
-
-/// A truncated image is malformed: if the disk is full, that is the reason to name.
-fn disk_full_as_such(error: capture::CaptureError) -> Error {
-    match error {
-        capture::CaptureError::Edit(crate::edit::EditError::Write { path, source }) => {
-            StoreError::Write { path, source }.into()
-        }
-        other => other.into(),
     }
 }
 

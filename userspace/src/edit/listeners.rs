@@ -106,7 +106,8 @@ pub(super) fn unix_listener(socket: &Message) -> Option<Listener> {
 
 /// The address of a socket, if it may listen.
 pub(super) fn tcp_listener(socket: &Message) -> Option<SocketAddr> {
-    if !may_listen(socket.number(inet_sk_entry::STATE)) {
+    let is_tcp = socket.number(inet_sk_entry::PROTO) == Some(libc::IPPROTO_TCP as u64);
+    if !is_tcp || !may_listen(socket.number(inet_sk_entry::STATE)) {
         return None;
     }
     // Words of the address as it stands in memory.
@@ -156,6 +157,7 @@ mod tests {
     fn a_socket_moves_to_another_address_and_family() {
         let mut socket = Message::default();
         socket.set(inet_sk_entry::FAMILY, [Value::Varint(2)]);
+        socket.set(inet_sk_entry::PROTO, [Value::Varint(6)]);
         socket.set(inet_sk_entry::STATE, [Value::Varint(inet_sk_entry::LISTEN)]);
         socket.set(inet_sk_entry::SRC_PORT, [Value::Varint(80)]);
         let loopback = u32::from_ne_bytes([127, 0, 0, 1]);
@@ -171,6 +173,11 @@ mod tests {
         }
         // `TCP_ESTABLISHED`
         socket.replace_number(inet_sk_entry::STATE, 1);
+        assert_eq!(tcp_listener(&socket), None);
+        // Nor is a UDP socket a listener, though its state is that of one that is only bound.
+        socket.replace_number(inet_sk_entry::STATE, inet_sk_entry::CLOSE);
+        assert!(tcp_listener(&socket).is_some());
+        socket.replace_number(inet_sk_entry::PROTO, 17);
         assert_eq!(tcp_listener(&socket), None);
     }
 }

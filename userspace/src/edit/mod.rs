@@ -37,6 +37,7 @@ mod reg_file_entry {
 
 mod inet_sk_entry {
     pub const FAMILY: u32 = 3;
+    pub const PROTO: u32 = 5;
     pub const STATE: u32 = 6;
     pub const SRC_PORT: u32 = 7;
     pub const SRC_ADDR: u32 = 11;

@@ -81,6 +81,7 @@ impl Error {
             | Self::HookWithoutPoint
             | Self::AutoLeaveRunning
             | Self::CountOnOnePort
+            | Self::EstablishedAgain(_)
             | Self::Overwrite(_)
             | Self::Meaningless { .. } => ExitCode::Usage,
             Self::Bench(error) => bench_code(error),
@@ -102,6 +103,12 @@ impl Error {
                 CaptureError::Program(_) => ExitCode::NoCriu,
                 CaptureError::Criu(error) => criu_code(error),
                 CaptureError::Store(error) => store_code(error),
+                CaptureError::Edit(EditError::Write { source, .. })
+                    if source.kind() == io::ErrorKind::StorageFull =>
+                {
+                    ExitCode::DiskFull
+                }
+                CaptureError::Edit(EditError::Write { .. }) => ExitCode::StoreUnusable,
                 CaptureError::Warmup(WarmupError::Timeout { .. }) => ExitCode::Timeout,
                 CaptureError::Warmup(_) => ExitCode::UnexpectedAnswer,
                 CaptureError::Hook(error) => hook_code(error),
@@ -124,6 +131,7 @@ impl Error {
                 | RestoreError::Clash { .. }
                 | RestoreError::NoSocket { .. } => ExitCode::Usage,
                 RestoreError::Interrupted => ExitCode::Interrupted,
+                RestoreError::SharedHook(_) => ExitCode::Usage,
                 RestoreError::HookCommand(_) => ExitCode::CommandNotFound,
                 RestoreError::Hook(error) => hook_code(error),
                 RestoreError::ConnectionTaken { .. }

@@ -45,6 +45,11 @@ impl Error {
                     .into()
             }
             Self::Restore(RestoreError::HookCommand(error)) => command_hint(error)?,
+            Self::Restore(RestoreError::SharedHook(_)) => {
+                "a command, or a signal, reaches its own copy; so does a request where each copy has \
+                 a network of its own (--net private)"
+                    .into()
+            }
             Self::Restore(RestoreError::Hook(error)) => hook_hint(error)?.into(),
             Self::Restore(RestoreError::ConnectionTaken { .. }) => {
                 "a connection can go on only once at a time: stop that copy (`warmimg ps` lists \
@@ -90,6 +95,7 @@ impl Error {
             }
             Self::Escape(_) => r"known are \r, \n, \t, \0, \\ and \xHH".into(),
             Self::WarmupWithoutPoint => "add --at warm, or leave --warmup out".into(),
+            Self::EstablishedAgain(_) => "use --tcp-close".into(),
             Self::CountOnOnePort => {
                 "let them share it with --reuse-port, or give each a network with --net private"
                     .into()
@@ -168,8 +174,9 @@ fn program_hint(error: &ProgramError) -> String {
     }
 }
 
+const SPACE: &str = "free some space, or choose another store with --store or WARMIMG_STORE";
+
 fn store_hint(error: &StoreError) -> Option<String> {
-    const SPACE: &str = "free some space, or choose another store with --store or WARMIMG_STORE";
     Some(match error {
         StoreError::Unknown { .. } | StoreError::Ambiguous { .. } => {
             "`warmimg images` lists the images with their names and digests".into()
@@ -305,6 +312,14 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
             "start it with its input and output elsewhere: COMMAND </dev/null >FILE 2>&1 &".into()
         }
         CaptureError::Spawn(SpawnError::Container { .. }) => "run warmimg in that container".into(),
+        CaptureError::Edit(EditError::Write { source, .. })
+            if source.kind() == io::ErrorKind::StorageFull =>
+        {
+            SPACE.into()
+        }
+        CaptureError::Edit(EditError::Write { .. }) => {
+            "choose another store with --store or WARMIMG_STORE".into()
+        }
         CaptureError::Edit(EditError::NotInListen) => {
             "choose --at listen: with io_uring, and on other processors than x86-64, an image \
              cannot be rewound"
@@ -347,6 +362,9 @@ fn hook_hint(error: &HookError) -> Option<&'static str> {
             "it runs on the host, without a shell, with WARMIMG_PID, WARMIMG_NAME, \
              WARMIMG_LISTENERS and the variables of --env in its environment"
         }
+        HookError::Variable { .. } => {
+            "a header holds one line: give it to a command, or encode it (base64)"
+        }
         HookError::NoRoot { .. } => return None,
     })
 }
@@ -383,9 +401,7 @@ fn bench_hint(error: &BenchError) -> Option<String> {
 
 fn criu_hint(error: &CriuError) -> Option<String> {
     match error {
-        error if is_disk_full(error) => {
-            Some("free some space, or choose another store with --store or WARMIMG_STORE".into())
-        }
+        error if is_disk_full(error) => Some(SPACE.into()),
         CriuError::Failed { log, .. } => Some(format!(
             "the whole log is {}; `warmimg doctor` tests CRIU on this host",
             log.display()

@@ -57,6 +57,8 @@ pub enum Error {
     WarmupWithoutPoint,
     #[error("--leave-running has no meaning with --at auto, which starts the server several times")]
     AutoLeaveRunning,
+    #[error("--tcp-established is for a single restore, and {0} restores again and again")]
+    EstablishedAgain(&'static str),
     #[error("several copies cannot listen on the same port")]
     CountOnOnePort,
     #[error("--before-freeze has no meaning but with --at ready or warm")]
