@@ -159,6 +159,9 @@ fn what_cannot_be_checkpointed_goes_on() {
     let error = workspace.fail(112, ["checkpoint", "--pid", "4194305"]);
     assert!(error.contains("there is no process 4194305"), "{error}");
 
+    let error = workspace.fail(111, ["checkpoint", "--pid", "1"]);
+    assert!(error.contains("warmimg itself runs below"), "{error}");
+
     let peer = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = free_port();
     let script = fixture("points/server.py");

@@ -73,12 +73,17 @@ fn the_command_ends_before_it_listens() {
 #[test]
 fn the_command_never_listens() {
     let workspace = Workspace::new();
-    let error = workspace.fail(103, ["capture", "--timeout", "1", "--", "sleep", "1000"]);
+    let script = "echo waiting for the database >&2; exec sleep 1000";
+    let error = workspace.fail(103, ["capture", "--timeout", "1", "--", "sh", "-c", script]);
     assert!(
-        error.starts_with("Error: sleep has not waited for a connection within 1 s\n"),
+        error.starts_with("Error: sh has not waited for a connection within 1 s\n"),
         "{error}"
     );
     assert!(error.contains("waiting in clock_nanosleep()"), "{error}");
+    assert!(
+        error.contains("its output:\n    waiting for the database\n"),
+        "{error}"
+    );
     assert!(
         error.contains("Hint: give it longer with --timeout"),
         "{error}"

@@ -75,7 +75,7 @@ fn a_hook_that_fails_fails_the_operation() {
     let options = ["--tcp-close", "--name", "told"];
     expect(0, &mut server.capture(&workspace, &options));
     let long = "sh -c 'echo begun; exec sleep 1000'";
-    let cases: [(&str, i32, &[&str]); 7] = [
+    let cases: [(&str, i32, &[&str]); 9] = [
         (
             "sh -c 'echo out; echo err >&2; exit 3'",
             117,
@@ -101,6 +101,9 @@ fn a_hook_that_fails_fails_the_operation() {
             &["was not answered within 0.5 s"],
         ),
         ("signal:NO", 2, &["no signal \"NO\""]),
+        ("signal:KILL", 2, &["cannot act on SIGKILL"]),
+        // One that never stops talking.
+        ("yes", 103, &["has not ended within 0.5 s", "    y\n"]),
         (
             "get:tcp://127.0.0.1:1",
             2,
@@ -129,6 +132,10 @@ fn a_hook_that_fails_fails_the_operation() {
     }
     let error = workspace.fail(2, ["restore", "-d", "told", "--env", "=x"]);
     assert!(error.contains("not NAME=VALUE"), "{error}");
+    // One that has the server end has failed it.
+    let options = ["--tcp-close", "--before-freeze", "signal:TERM"];
+    let (_, error) = expect(102, &mut server.capture(&workspace, &options));
+    assert!(error.contains("killed by SIGTERM"), "{error}");
     assert!(!workspace.run(["images"]).contains("none"));
     workspace.assert_clean();
 }

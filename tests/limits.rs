@@ -199,6 +199,12 @@ fn less_memory_than_is_in_use_is_refused() {
     );
     assert!(said["memory_used_bytes"].as_u64().unwrap() > 64 << 20);
     workspace.run(["stop", "server-1"]);
+    // Nor does one without a group of its own get a limit that it is beyond.
+    workspace.run(["restore", "-d", "server"]);
+    assert_eq!(ask_for_more(&server, 4), 4);
+    let error = workspace.fail(100, ["limit", "server-1", "--memory", "16M"]);
+    assert!(error.contains("more than the limit of 16M"), "{error}");
+    workspace.run(["stop", "server-1"]);
     workspace.assert_clean();
 }
 

@@ -116,6 +116,28 @@ fn wrong_places_are_refused() {
     for bad in ["70000:80", "80", "/a.sock:80", "80:/a.sock", "localhost:80"] {
         workspace.fail(2, ["restore", "-d", "server", "-p", bad]);
     }
+    let elsewhere = ["8080", "8081"].map(|new| format!("{new}:{port}"));
+    for (places, text) in [
+        (&elsewhere[..], "is published twice"),
+        (
+            &[format!("192.0.2.77:8080:{port}")],
+            "tcp:192.0.2.77:8080 is no address of this host",
+        ),
+    ] {
+        let mut restore = vec!["restore", "-d", "server"];
+        restore.extend(places.iter().flat_map(|place| ["-p", place]));
+        let error = workspace.fail(2, restore);
+        assert!(error.contains(text) && error.contains("Hint: "), "{error}");
+    }
+    let nowhere = format!(
+        "/no/such/folder/a.sock:{}",
+        workspace.path().join("server.sock").display()
+    );
+    let error = workspace.fail(2, ["restore", "-d", "unix", "-p", &nowhere]);
+    assert!(
+        error.contains("there is no folder for /no/such/folder/a.sock"),
+        "{error}"
+    );
     workspace.fail(2, ["restore", "--count", "2", "server"]);
     workspace.fail(
         2,

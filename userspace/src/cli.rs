@@ -177,8 +177,8 @@ pub struct How {
     /// The listener that counts: PORT, ADDRESS:PORT, or the path of a Unix socket [default: any]
     #[arg(long, value_name = "LISTENER")]
     pub listener: Option<Wanted>,
-    /// What to ask before --at warm: URL|PATH[,count=N][,concurrency=N][,status=CODE]; several
-    /// one after the other [default: /,count=20,concurrency=1]
+    /// What to ask before --at warm: URL|PATH[,count=N][,concurrency=N][,status=CODE], or
+    /// tcp://HOST:PORT[,send=TEXT] for another protocol; several one after the other [default: /,count=20,concurrency=1]
     #[arg(long, value_name = "SPEC")]
     pub warmup: Vec<Warmup>,
     /// Do this when the server is ready or warm, while it still runs: a command, signal:NAME for

@@ -6,8 +6,7 @@
 
 use std::{
     ffi::OsString,
-    fmt, fs,
-    io::{self, Read as _, Seek as _},
+    fmt, io,
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::Stdio,
@@ -17,13 +16,12 @@ use std::{
 
 use hyper::{Method, header::HeaderName, http::HeaderValue, http::uri::PathAndQuery};
 use nix::sys::signal::Signal;
-use rustix::fs::MemfdFlags;
 
 use crate::{
     client::{AskError, Client},
     instance,
     listener::Listener,
-    output,
+    output::Output,
     spawn::{self, CommandError},
     sys,
     target::{ExpectedStatus, Protocol, Target, TargetError},
@@ -36,14 +34,13 @@ const ENV_HEADER: HeaderName = HeaderName::from_static("warmimg-env");
 /// How long the kernel may take to end a killed hook.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// How many lines of a failed command's output are shown.
-const LINES: usize = 20;
-
 /// Why a text is not a hook.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
     #[error("there is no signal {0:?}; see signal(7)")]
     Signal(String),
+    #[error("a server cannot act on SIGKILL or SIGSTOP")]
+    Deadly,
     #[error("what to ask is a path, which begins with /, or: {0}")]
     Target(#[from] TargetError),
     #[error("{0:?} is not a path that can be asked for")]
@@ -137,6 +134,9 @@ impl FromStr for Hook {
             Some(("signal", name)) => {
                 let full = format!("SIG{}", name.trim_start_matches("SIG"));
                 let signal = full.parse().map_err(|_| SpecError::Signal(name.into()))?;
+                if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+                    return Err(SpecError::Deadly);
+                }
                 Action::Signal(signal)
             }
             Some(("get", place)) => asked(Method::GET, "get", place)?,
@@ -250,16 +250,11 @@ impl Hook {
             hook: self.text.clone(),
             source,
         };
-        // Not a pipe: a process that the hook leaves behind would keep it open.
-        let written = rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC);
-        let written = fs::File::from(written.map_err(|errno| start(errno.into()))?);
-        let writer = || written.try_clone().map(Stdio::from).map_err(start);
+        // A process that the hook leaves behind may keep the pipes; they are not read to their end.
+        let (mut output, [stdout, stderr]) = Output::new(false).map_err(start)?;
         let mut command = tokio::process::Command::new(&words[0]);
         command.args(&words[1..]);
-        command
-            .stdin(Stdio::null())
-            .stdout(writer()?)
-            .stderr(writer()?);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         command.process_group(0);
         sys::die_with_parent(&mut command);
         let listeners: Vec<_> = subject.listeners.iter().map(ToString::to_string).collect();
@@ -275,14 +270,8 @@ impl Hook {
         let mut child = command.spawn().map_err(start)?;
         let mut group = Group(child.id());
         let ended = tokio::time::timeout(subject.limit, child.wait()).await;
-        let lines = || {
-            let mut text = Vec::new();
-            let mut written = &written;
-            let _ = written
-                .rewind()
-                .and_then(|()| written.read_to_end(&mut text));
-            output::tail(&text, LINES)
-        };
+        // It has the writing ends.
+        drop(command);
         let status = match ended {
             Ok(status) => status.map_err(start)?,
             Err(_) => {
@@ -291,7 +280,7 @@ impl Hook {
                 return Err(HookError::Timeout {
                     hook: self.text.clone(),
                     limit: subject.limit,
-                    output: lines(),
+                    output: output.last_lines(),
                 });
             }
         };
@@ -299,10 +288,11 @@ impl Hook {
         if status.success() {
             return Ok(());
         }
+        output.drained().await;
         Err(HookError::Failed {
             hook: self.text.clone(),
             status: instance::describe_status(status.into_raw()),
-            output: lines(),
+            output: output.last_lines(),
         })
     }
 
@@ -399,6 +389,7 @@ mod tests {
         assert_eq!(place, Place::Path(PathAndQuery::from_static("/reload?a")));
         for bad in [
             "",
+            "signal:KILL",
             "signal:NO",
             "get:ftp://a/",
             "post:tcp://a:1",

@@ -66,6 +66,12 @@ pub enum RestoreError {
         first: Listener,
         second: Listener,
     },
+    #[error("{0} is published twice")]
+    Twice(Listener),
+    #[error("{0} is no address of this host")]
+    NoAddress(Listener),
+    #[error("there is no folder for {}", .0.display())]
+    NoFolder(std::path::PathBuf),
     #[error("{} is there already, and is no socket", .path.display())]
     NoSocket { path: std::path::PathBuf },
     #[error("the lock on {} that the server has is taken by {holder}", .path.display())]
@@ -424,6 +430,14 @@ fn moves(
             listeners: listeners.to_vec(),
         });
     }
+    for old in listeners {
+        let moves = publish
+            .iter()
+            .filter(|publish| publish.moves(old).is_some());
+        if moves.count() > 1 {
+            return Err(RestoreError::Twice(old.clone()));
+        }
+    }
     let new = |old: &Listener| publish.iter().find_map(|publish| publish.moves(old));
     let moved = listeners
         .iter()
@@ -462,6 +476,23 @@ fn refuse_taken(
                 first: other.clone(),
                 second: old.clone(),
             });
+        }
+        match new {
+            Listener::Tcp { address }
+                if old != new
+                    && options.network == Network::Host
+                    && !listener::is_own(address.ip()) =>
+            {
+                return Err(RestoreError::NoAddress(new.clone()));
+            }
+            Listener::Unix { path }
+                if old != new
+                    && path.has_root()
+                    && !path.parent().is_some_and(std::path::Path::is_dir) =>
+            {
+                return Err(RestoreError::NoFolder(path.clone()));
+            }
+            _ => {}
         }
         // CRIU removes what is at the path of a socket before it binds to it.
         if let Listener::Unix { path } = new

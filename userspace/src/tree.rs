@@ -361,6 +361,15 @@ pub fn holder(wanted: &Listener) -> Option<String> {
     None
 }
 
+/// The memory of processes that is no file's, in bytes.
+pub fn anonymous_bytes(pids: &[HostPid]) -> u64 {
+    let kib = |&pid: &HostPid| {
+        let status = Process::new(pid.0).and_then(|process| process.status());
+        status.ok()?.rssanon
+    };
+    pids.iter().filter_map(kib).sum::<u64>() * 1024
+}
+
 /// What each process waits for, as a line for people: the system call, and the file or socket
 /// that its first argument names.
 pub fn blocked_on(pids: &[HostPid]) -> Vec<String> {

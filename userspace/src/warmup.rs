@@ -13,7 +13,7 @@ use tokio::task::LocalSet;
 
 use crate::{
     client::{AskError, Client},
-    target::{ExpectedStatus, Target, TargetError},
+    target::{self, ExpectedStatus, Target, TargetError},
 };
 
 /// Why a text does not say what to ask.
@@ -25,6 +25,12 @@ pub enum SpecError {
     Path(String),
     #[error("{0} must be a number from 1 to 1000000")]
     Number(&'static str),
+    #[error("the text to send has a bad escape: {0}")]
+    Escape(String),
+    #[error("only to tcp:// and unix: can something be sent")]
+    SendByHttp,
+    #[error("there is no option {0}: known are count, concurrency, status and send")]
+    Option(String),
     #[error("the status must be a number from 100 to 599")]
     Status,
 }
@@ -67,12 +73,13 @@ enum Place {
     Path(PathAndQuery),
 }
 
-/// Parses `URL|PATH[,count=N][,concurrency=N][,status=CODE]`.
+/// Parses `URL|PATH[,count=N][,concurrency=N][,status=CODE][,send=TEXT]`.
 impl FromStr for Warmup {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
-        let (mut place, mut count, mut concurrency, mut status) = (text, 20, 1, None);
+        let (mut place, mut count, mut concurrency) = (text, 20, 1);
+        let (mut status, mut send) = (None, None);
         // From the end: a URL may hold commas of its own.
         while let Some((rest, option)) = place.rsplit_once(',') {
             match option.split_once('=') {
@@ -81,6 +88,12 @@ impl FromStr for Warmup {
                 Some(("status", value)) => {
                     let value = value.parse().ok().filter(|code| (100..600).contains(code));
                     status = Some(value.ok_or(SpecError::Status)?);
+                }
+                Some(("send", value)) => {
+                    send = Some(target::unescape(value).map_err(SpecError::Escape)?);
+                }
+                Some((key, _)) if key.chars().all(|c| c.is_ascii_alphabetic()) => {
+                    return Err(SpecError::Option(key.to_owned()));
                 }
                 _ => break,
             }
@@ -93,8 +106,18 @@ impl FromStr for Warmup {
                     .map_err(|_| SpecError::Path(place.to_owned()))?;
                 Place::Path(path)
             }
-            false => Place::Target(place.parse()?),
+            false => {
+                let target: Target = place.parse()?;
+                Place::Target(match send.take() {
+                    Some(_) if target.is_http_url() => return Err(SpecError::SendByHttp),
+                    Some(bytes) => target.sending(bytes),
+                    None => target,
+                })
+            }
         };
+        if send.is_some() {
+            return Err(SpecError::SendByHttp);
+        }
         Ok(Self {
             place,
             count,
@@ -194,6 +217,7 @@ impl Warmup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::Protocol;
 
     #[test]
     fn options_stand_behind_the_url() {
@@ -208,12 +232,21 @@ mod tests {
             (warmup.count, warmup.status),
             (20, ExpectedStatus(Some(404)))
         );
+        let warmup: Warmup = r"tcp://127.0.0.1:6379,send=PING\r\n".parse().unwrap();
+        let Place::Target(target) = warmup.place else {
+            panic!("not a target");
+        };
+        let send = b"PING\r\n".to_vec();
+        assert_eq!(target.protocol, Protocol::Raw { send });
         for bad in [
             "",
             "/,count=0",
             "/,count=x",
             "/,status=1",
             "https://a/",
+            "/,cuont=5",
+            "/,send=x",
+            "http://127.0.0.1/,send=x",
             "/a b",
         ] {
             assert!(bad.parse::<Warmup>().is_err(), "{bad}");

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use procfs::process::Process;
+use procfs::{ProcError, process::Process};
 use rustix::process::Signal;
 
 use super::{
@@ -60,12 +60,19 @@ pub async fn checkpoint(
         });
     }
     // Read while it runs: what is read of a process that is gone is nothing.
-    let gone = |_| CaptureError::NoProcess(root);
-    let process = Process::new(root.0).map_err(gone)?;
-    let begun_at = begun_at(&process).map_err(gone)?;
+    let unreadable = |source| match source {
+        ProcError::NotFound(_) => CaptureError::NoProcess(root),
+        source => CaptureError::Unreadable { pid: root, source },
+    };
+    let process = Process::new(root.0).map_err(unreadable)?;
+    let begun_at = begun_at(&process).map_err(unreadable)?;
+    // Neither the init of the machine nor a kernel thread has one that can be read.
+    process
+        .exe()
+        .map_err(|source| CaptureError::Unreadable { pid: root, source })?;
     let command = match &options.image {
         Some(image) => image.manifest.command.clone(),
-        None => command_of(&process).map_err(gone)?,
+        None => command_of(&process).map_err(unreadable)?,
     };
     refuse_terminals(root)?;
 

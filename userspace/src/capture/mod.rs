@@ -88,6 +88,11 @@ pub enum CaptureError {
     Connected { connections: Vec<Connection> },
     #[error("there is no process {0}")]
     NoProcess(HostPid),
+    #[error("cannot read what process {pid} is")]
+    Unreadable {
+        pid: HostPid,
+        source: procfs::ProcError,
+    },
     #[error("warmimg itself runs below {process}, and would be stopped with it")]
     Own { process: String },
     #[error("{process} has the terminal {} open", .terminal.display())]
@@ -252,7 +257,14 @@ pub async fn capture(
             let asked = warm::warm_up(steps, options, &mut progress).await?;
             progress(Progress::Freezing);
             start_up.mark("freeze");
-            let (tree, time) = warm::freeze_idle(&mut sandbox, &asked).await?;
+            let idle = warm::freeze_idle(&mut sandbox, &asked).await;
+            let (tree, time) = match idle {
+                Err(CaptureError::Freeze(FreezeError::Gone)) => {
+                    let awaited = "was frozen";
+                    return Err(start_up.ended(&mut sandbox, &mut output, awaited).await);
+                }
+                other => other?,
+            };
             return Ok((tree, time, dropped_events));
         }
         progress(Progress::Freezing);

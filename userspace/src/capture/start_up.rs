@@ -97,6 +97,28 @@ impl<'a> StartUp<'a> {
         }
     }
 
+    /// What became of a server that has ended, or is about to.
+    pub async fn ended(
+        &self,
+        sandbox: &mut Sandbox,
+        output: &mut Output,
+        awaited: &'static str,
+    ) -> CaptureError {
+        /// How long init may take to tell.
+        const LIMIT: Duration = Duration::from_secs(1);
+        let status = tokio::time::timeout(LIMIT, sandbox.exit()).await;
+        output.drained().await;
+        CaptureError::ExitedEarly {
+            command: self.command(),
+            awaited,
+            status: match status {
+                Ok(Ok(status)) => crate::instance::describe_status(status),
+                _ => "none of its processes is left".to_owned(),
+            },
+            output: output.last_lines(),
+        }
+    }
+
     pub fn command(&self) -> String {
         self.options
             .command

@@ -138,6 +138,14 @@ impl Reservation {
     /// # Errors
     /// See [`CgroupError`].
     pub fn gather(&mut self, init: HostPid, id: &str) -> Result<&Group, CgroupError> {
+        // The kernel leaves what they have to the group they were in, and could not refuse.
+        let used = tree::anonymous_bytes(&tree::descendants(init));
+        if let Some(wanted) = self.limits.memory
+            && wanted.0.is_some_and(|bytes| bytes < used)
+        {
+            let used = Memory(Some(used));
+            return Err(CgroupError::InUse { used, wanted });
+        }
         let group = self.create(init, id)?;
         group.0.each().try_for_each(|place| gather(place, init))?;
         Ok(group)

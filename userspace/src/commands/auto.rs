@@ -37,7 +37,11 @@ pub async fn capture_best(
 ) -> Result<Image, Error> {
     let temporary = store.temporary()?;
     let captures = capture_all(&temporary, criu, options, signals, report).await?;
-    let results = measure(&temporary, criu, options, &captures, signals, report).await?;
+    let results = measure(&temporary, criu, options, &captures, signals, report).await;
+    let results = results.map_err(|error| match error {
+        Error::Bench(error) => Error::Compare(error),
+        other => other,
+    })?;
     let choice = choice::choose(&results).ok_or(CaptureError::NoListener)?;
     let kept = &captures.images[choice.subject];
     let rows = captures.images.iter().zip(&results.subjects);

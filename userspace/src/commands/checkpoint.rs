@@ -65,6 +65,14 @@ fn find(store: &Store, wanted: &str) -> Result<(Top, Option<Instance>), Error> {
                 pid == init || tree::children(init).contains(&pid)
             })
     };
+    let supervises = |pid: HostPid| {
+        let below = tree::descendants(pid);
+        let mut running = all.iter().filter(|i| i.state == State::Running);
+        running.find(|instance| below.contains(&instance.record.init))
+    };
+    if let Some(instance) = pid.and_then(supervises) {
+        return Err(Error::Supervisor(instance.record.id.clone()));
+    }
     match (all.iter().find(is_meant), pid) {
         (Some(instance), _) => Ok((Top::Init(instance.record.init), Some(instance.clone()))),
         (None, Some(pid)) => Ok((Top::Root(pid), None)),

@@ -43,7 +43,11 @@ pub async fn run(global: &cli::Global, report: &Report) -> Result<u8, Error> {
             () = signals.ended() => return Err(restore::RestoreError::Interrupted.into()),
         };
         findings.push(doctor::self_test(outcome.map_err(|error| {
-            let details = error.details().map(|(_, lines)| lines).unwrap_or_default();
+            let details = error
+                .details()
+                .into_iter()
+                .flat_map(|(_, lines)| lines)
+                .collect();
             (doctor::chain(&error), details)
         })));
     }

@@ -81,16 +81,23 @@ impl Error {
             | Self::HookWithoutPoint
             | Self::AutoLeaveRunning
             | Self::CountOnOnePort
+            | Self::Supervisor(_)
             | Self::EstablishedAgain(_)
             | Self::Overwrite(_)
             | Self::Meaningless { .. } => ExitCode::Usage,
-            Self::Bench(error) => bench_code(error),
+            Self::Bench(error) | Self::Compare(error) => bench_code(error),
             Self::Export { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 ExitCode::DiskFull
             }
             Self::Requirement(_) => ExitCode::MissingCapability,
             Self::Program(_) => ExitCode::NoCriu,
             Self::Store(error) => store_code(error),
+            Self::Restore(RestoreError::Instance(InstanceError::Write { source, .. })) => {
+                match source.kind() {
+                    io::ErrorKind::StorageFull => ExitCode::DiskFull,
+                    _ => ExitCode::StoreUnusable,
+                }
+            }
             Self::Instance(InstanceError::Unknown { .. } | InstanceError::Ended { .. }) => {
                 ExitCode::UnknownInstance
             }
@@ -118,6 +125,7 @@ impl Error {
                 | CaptureError::Obstacle(_)
                 | CaptureError::Terminal { .. }
                 | CaptureError::Own { .. }
+                | CaptureError::Unreadable { .. }
                 | CaptureError::Spawn(SpawnError::Container { .. })
                 | CaptureError::Freeze(
                     FreezeError::SeveralRoots { .. } | FreezeError::InVfork { .. },
@@ -129,6 +137,9 @@ impl Error {
                 RestoreError::PortTaken { .. } | RestoreError::Locked { .. } => ExitCode::PortTaken,
                 RestoreError::NoListener { .. }
                 | RestoreError::Clash { .. }
+                | RestoreError::Twice(_)
+                | RestoreError::NoAddress(_)
+                | RestoreError::NoFolder(_)
                 | RestoreError::NoSocket { .. } => ExitCode::Usage,
                 RestoreError::Interrupted => ExitCode::Interrupted,
                 RestoreError::SharedHook(_) => ExitCode::Usage,

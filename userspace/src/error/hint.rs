@@ -62,11 +62,20 @@ impl Error {
             Self::Restore(RestoreError::ConnectionLost { .. }) => {
                 "capture again with the other end running, or with --tcp-close".into()
             }
+            Self::Restore(RestoreError::Instance(InstanceError::Write { .. })) => SPACE.into(),
+            Self::Restore(RestoreError::Twice(_)) => {
+                "a listener is in one place; copies of the image can have others".into()
+            }
             Self::Restore(RestoreError::Locked { .. }) => {
                 "stop that process: copies that need the same lock cannot run at the same time"
                     .into()
             }
-            Self::Restore(RestoreError::Clash { .. } | RestoreError::NoSocket { .. }) => {
+            Self::Restore(
+                RestoreError::Clash { .. }
+                | RestoreError::NoSocket { .. }
+                | RestoreError::NoAddress(_)
+                | RestoreError::NoFolder(_),
+            ) => {
                 "choose another place with --publish NEW:OLD".into()
             }
             Self::Restore(RestoreError::NoListener { listeners, .. }) => {
@@ -80,6 +89,17 @@ impl Error {
             Self::Cgroup(error) | Self::Restore(RestoreError::Cgroup(error)) => cgroup_hint(error)?,
             Self::NothingNamed => "`warmimg ps` lists the instances".into(),
             Self::Bench(error) => bench_hint(error)?,
+            Self::Compare(BenchError::Run { source, .. })
+                if matches!(
+                    **source,
+                    RunError::NoAnswer { .. } | RunError::Status { .. } | RunError::Ask { .. }
+                ) =>
+            {
+                "name what to ask with --warmup, as --warmup /login,status=302, or, for a protocol \
+                 other than HTTP, --warmup 'tcp://127.0.0.1:6379,send=PING\\r\\n'"
+                    .into()
+            }
+            Self::Compare(error) => bench_hint(error)?,
             Self::Results(ResultsError::Newer { .. }) => "use the warmimg that wrote it".into(),
             Self::Results(_) => "`warmimg bench --export-json FILE` writes such a file".into(),
             Self::Gate(GateError::NothingInCommon { .. }) => {
@@ -96,6 +116,7 @@ impl Error {
             Self::Escape(_) => r"known are \r, \n, \t, \0, \\ and \xHH".into(),
             Self::WarmupWithoutPoint => "add --at warm, or leave --warmup out".into(),
             Self::EstablishedAgain(_) => "use --tcp-close".into(),
+            Self::Supervisor(id) => format!("name the instance itself: --pid {id}"),
             Self::CountOnOnePort => {
                 "let them share it with --reuse-port, or give each a network with --net private"
                     .into()
@@ -115,37 +136,37 @@ impl Error {
         })
     }
 
-    /// Lines to show with the error: what the server or CRIU wrote.
-    pub fn details(&self) -> Option<(&'static str, Vec<String>)> {
-        match self {
-            Self::Capture(CaptureError::ExitedEarly { output, .. }) => {
-                Some(("Last lines of its output", output.clone()))
-            }
-            Self::Bench(BenchError::Run { output, .. }) => {
-                Some(("Last lines of its output", output.clone()))
-            }
-            Self::Capture(CaptureError::Timeout(missed)) => match missed.blocked_on.is_empty() {
-                true => Some(("Last lines of its output", missed.output.clone())),
-                false => Some(("What it does now", missed.blocked_on.clone())),
-            },
-            Self::Capture(
-                CaptureError::Busy { connections, .. } | CaptureError::Connected { connections },
-            ) => Some((
-                "Its connections",
-                connections.iter().map(ToString::to_string).collect(),
-            )),
-            Self::Capture(CaptureError::Hook(
+    /// Lines to show with the error, each list with its title: what the server or CRIU wrote.
+    pub fn details(&self) -> Vec<(&'static str, Vec<String>)> {
+        const OUTPUT: &str = "Last lines of its output";
+        let lists = match self {
+            Self::Capture(CaptureError::ExitedEarly { output, .. })
+            | Self::Bench(BenchError::Run { output, .. })
+            | Self::Compare(BenchError::Run { output, .. })
+            | Self::Capture(CaptureError::Hook(
                 HookError::Failed { output, .. } | HookError::Timeout { output, .. },
             ))
             | Self::Restore(RestoreError::Hook(
                 HookError::Failed { output, .. } | HookError::Timeout { output, .. },
-            )) => Some(("Last lines of its output", output.clone())),
+            )) => vec![(OUTPUT, output.clone())],
+            Self::Capture(CaptureError::Timeout(missed)) => vec![
+                ("What it does now", missed.blocked_on.clone()),
+                (OUTPUT, missed.output.clone()),
+            ],
+            Self::Capture(
+                CaptureError::Busy { connections, .. } | CaptureError::Connected { connections },
+            ) => {
+                let connections = connections.iter().map(ToString::to_string);
+                vec![("Its connections", connections.collect())]
+            }
             Self::Capture(CaptureError::Criu(CriuError::Failed { lines, .. }))
             | Self::Restore(RestoreError::Criu(CriuError::Failed { lines, .. })) => {
-                Some(("Last lines of CRIU's log", lines.clone()))
+                vec![("Last lines of CRIU's log", lines.clone())]
             }
-            _ => None,
-        }
+            _ => vec![],
+        };
+        let is_worth = |(_, lines): &(&str, Vec<String>)| !lines.is_empty();
+        lists.into_iter().filter(is_worth).collect()
     }
 }
 
@@ -306,6 +327,9 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
         }
         CaptureError::NoProcess(_) => {
             "`warmimg ps` lists the instances; a pid is one of this host".into()
+        }
+        CaptureError::Unreadable { .. } => {
+            "neither a kernel thread nor the init of the machine can be captured".into()
         }
         CaptureError::Own { .. } => "name the server itself, or run warmimg from elsewhere".into(),
         CaptureError::Terminal { .. } => {

@@ -39,6 +39,9 @@ pub enum Error {
     Program(#[from] ProgramError),
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// Of `capture --at auto`.
+    #[error("the images cannot be compared")]
+    Compare(#[source] BenchError),
     #[error(transparent)]
     Results(#[from] ResultsError),
     #[error(transparent)]
@@ -59,6 +62,8 @@ pub enum Error {
     AutoLeaveRunning,
     #[error("--tcp-established is for a single restore, and {0} restores again and again")]
     EstablishedAgain(&'static str),
+    #[error("the process has the instance {0} below it")]
+    Supervisor(String),
     #[error("several copies cannot listen on the same port")]
     CountOnOnePort,
     #[error("--before-freeze has no meaning but with --at ready or warm")]

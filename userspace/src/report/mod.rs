@@ -71,7 +71,7 @@ impl Report {
     /// [`Error::Output`], as all that follow.
     pub fn captured(&self, image: &Image, store: &Path) -> Result<(), Error> {
         if self.json {
-            return self.line("capture", image_json(image));
+            return self.line("capture", without_environment(image_json(image)));
         }
         let Manifest {
             capture,
@@ -303,7 +303,7 @@ impl Report {
         if self.json {
             return images
                 .iter()
-                .try_for_each(|image| self.line("image", image_json(image)));
+                .try_for_each(|image| self.line("image", without_environment(image_json(image))));
         }
         let mut rows =
             vec![["NAME", "DIGEST", "CREATED", "SIZE", "POINT", "COMMAND"].map(str::to_owned)];
@@ -445,7 +445,8 @@ impl Report {
             next = cause.source();
         }
         if self.json {
-            let (hint, details) = (error.hint(), error.details().map(|(_, lines)| lines));
+            let (hint, details) = (error.hint(), error.details());
+            let details: Vec<_> = details.into_iter().flat_map(|(_, lines)| lines).collect();
             let object = json!({
                 "message": error.to_string(),
                 "causes": causes,
@@ -461,9 +462,7 @@ impl Report {
             eprintln!("Caused by:");
             causes.iter().for_each(|cause| eprintln!("    {cause}"));
         }
-        if let Some((title, lines)) = error.details()
-            && !lines.is_empty()
-        {
+        for (title, lines) in error.details() {
             eprintln!("{title}:");
             lines.iter().for_each(|line| eprintln!("    {line}"));
         }
@@ -496,6 +495,14 @@ fn image_json(image: &Image) -> Value {
         "image_bytes": image.manifest.image_bytes(),
         "manifest": image.manifest,
     })
+}
+
+/// The environment may hold secrets: it is shown to those who inspect the image, and not in passing.
+fn without_environment(mut image: Value) -> Value {
+    if let Some(command) = image["manifest"]["command"].as_object_mut() {
+        command.remove("environment");
+    }
+    image
 }
 
 fn list(listeners: &[Listener]) -> String {
