@@ -178,8 +178,16 @@ fn copies_share_a_port_and_one_can_be_killed() {
     for _ in 0..50 {
         assert_eq!(ask::get(port, "/").unwrap(), "200 hello");
     }
-    // Without being asked to share, a further copy is refused.
+    // Without being asked to share, a further copy is refused; nor does one join another that was
+    // not.
     workspace.fail(109, ["restore", "-d", "server"]);
+    workspace.run(["stop", "--all"]);
+    workspace.run(["restore", "-d", "server"]);
+    let error = workspace.fail(109, ["restore", "-d", "server", "--reuse-port"]);
+    assert!(
+        error.contains("is taken by server-1, which does not share it"),
+        "{error}"
+    );
     workspace.run(["stop", "--all"]);
     server.wait_for_silence();
     workspace.assert_clean();

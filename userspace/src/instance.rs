@@ -24,7 +24,9 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{cgroup::Group, listener::Listener, spawn::EXIT_FILE, sys, tree::HostPid};
+use crate::{
+    cgroup::Group, listener::Listener, network::Addresses, spawn::EXIT_FILE, sys, tree::HostPid,
+};
 
 const RECORD: &str = "instance.json";
 const OUTPUT: &str = "output.log";
@@ -67,6 +69,12 @@ pub struct Record {
     pub init: HostPid,
     pub detached: bool,
     pub listeners: Vec<Listener>,
+    /// It shares its ports with other copies.
+    #[serde(default)]
+    pub reuse_port: bool,
+    /// Its addresses in a network of its own.
+    #[serde(default)]
+    pub network: Option<Addresses>,
     /// Its control group, if it has one of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Group>,
@@ -437,6 +445,8 @@ mod tests {
                 init: HostPid(1),
                 detached: true,
                 listeners: vec![],
+                reuse_port: false,
+                network: None,
                 group: None,
             })
             .unwrap();

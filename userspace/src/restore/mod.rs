@@ -1,13 +1,12 @@
 //! From an image to a running server: fresh namespaces, clocks that go on where they stopped,
 //! CRIU, and then a supervisor like any other.
 
+mod checks;
+
 use std::{
     fs, io,
     net::SocketAddr,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::FileTypeExt as _,
-    },
+    os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -19,15 +18,14 @@ use crate::{
     hook::{self, Hook, HookError, Variable},
     host::Clocks,
     instance::{Folder, InstanceError, Record},
-    listener::{self, Listener, Publish},
-    lock,
+    listener::{Listener, Publish},
     network::{self, Network, NetworkError},
     output::Output,
     spawn::{
         ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT, Sandbox,
         SpawnError,
     },
-    store::{Image, Manifest, Store, now_ms},
+    store::{Image, Store, now_ms},
     tree,
     watch::CapturePoint,
 };
@@ -185,31 +183,18 @@ pub async fn restore(
     let manifest = &image.manifest;
     let detached = options.detached;
     let is_private = options.network == Network::Private;
-    let mut moves = moves(&manifest.listeners, &options.publish)?;
+    let mut moves = checks::moves(&manifest.listeners, &options.publish)?;
     if is_private {
         moves
             .iter_mut()
             .for_each(|(_, new)| *new = network::opened(new));
     }
     let listeners: Vec<Listener> = moves.iter().map(|(_, new)| new.clone()).collect();
-    refuse_taken(&moves, manifest, options)?;
-    match manifest.connections.first() {
-        Some(&(local, peer)) if is_private => {
-            return Err(RestoreError::ConnectionElsewhere { local, peer });
-        }
-        _ => refuse_lost(&manifest.connections)?,
-    }
-    let hooks = hooks(manifest, &options.after_restore)?;
-    let is_lost = |hook: &&Hook| options.reuse_port && !is_private && hook.asks_server();
-    if let Some(hook) = hooks.iter().find(is_lost) {
-        return Err(RestoreError::SharedHook(hook.to_string()));
-    }
-    if let Some((wanted, holder)) = lock::find_taken(&manifest.locks) {
-        return Err(RestoreError::Locked {
-            path: wanted.path.clone(),
-            holder,
-        });
-    }
+    checks::refuse_impossible(&moves, options)?;
+    checks::refuse_taken(&moves, manifest, options, &store.instances())?;
+    checks::refuse_lost(&manifest.connections, options.network)?;
+    checks::refuse_locked(manifest)?;
+    let hooks = checks::hooks(manifest, options)?;
     let folder = Folder::create(&store.instances(), image.label())?;
     // Made before the sandbox, and so dropped after it, when nothing runs in the group any more.
     let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
@@ -303,6 +288,8 @@ pub async fn restore(
         init: sandbox.init(),
         detached,
         listeners,
+        reuse_port: options.reuse_port || !manifest.shared_ports.is_empty(),
+        network: addresses,
         group: made,
     };
     folder.publish(&record)?;
@@ -334,48 +321,6 @@ pub async fn restore(
         output,
         folder,
     })
-}
-
-/// What is to be done to the restored server: what the image says, then what was asked for.
-fn hooks(manifest: &Manifest, more: &[Hook]) -> Result<Vec<Hook>, RestoreError> {
-    let stored = manifest.after_restore.iter().map(|text| {
-        text.parse().map_err(|source| RestoreError::StoredHook {
-            text: text.clone(),
-            source,
-        })
-    });
-    let mut hooks = stored.collect::<Result<Vec<Hook>, _>>()?;
-    hooks.extend_from_slice(more);
-    for hook in &hooks {
-        hook.check()?;
-    }
-    Ok(hooks)
-}
-
-/// Refuses an image whose connections cannot go on: another copy has them, or the other end, if it
-/// is on this host, is gone.
-fn refuse_lost(connections: &[(SocketAddr, SocketAddr)]) -> Result<(), RestoreError> {
-    if connections.is_empty() {
-        return Ok(());
-    }
-    let found: Vec<_> = listener::connected()
-        .into_iter()
-        .filter_map(|socket| match (socket.local, socket.peer?) {
-            (Listener::Tcp { address }, Listener::Tcp { address: peer }) => {
-                Some((listener::canonical(address), listener::canonical(peer)))
-            }
-            _ => None,
-        })
-        .collect();
-    for &(local, peer) in connections {
-        if listener::is_own(peer.ip()) && !found.contains(&(peer, local)) {
-            return Err(RestoreError::ConnectionLost { local, peer });
-        }
-        if found.contains(&(local, peer)) {
-            return Err(RestoreError::ConnectionTaken { local, peer });
-        }
-    }
-    Ok(())
 }
 
 /// Waits until the server listens by itself.
@@ -415,102 +360,6 @@ fn continue_clocks(captured: Clocks, now: Clocks) -> ClockOffsets {
     ClockOffsets {
         monotonic_ns: offset(captured.monotonic_ns, now.monotonic_ns),
         boottime_ns: offset(captured.boottime_ns, now.boottime_ns),
-    }
-}
-
-/// Where each listener was, and where it is to be.
-fn moves(
-    listeners: &[Listener],
-    publish: &[Publish],
-) -> Result<Vec<(Listener, Listener)>, RestoreError> {
-    let meant = |publish: &&Publish| listeners.iter().any(|old| publish.moves(old).is_some());
-    if let Some(publish) = publish.iter().find(|publish| !meant(publish)) {
-        return Err(RestoreError::NoListener {
-            publish: publish.clone(),
-            listeners: listeners.to_vec(),
-        });
-    }
-    for old in listeners {
-        let moves = publish
-            .iter()
-            .filter(|publish| publish.moves(old).is_some());
-        if moves.count() > 1 {
-            return Err(RestoreError::Twice(old.clone()));
-        }
-    }
-    let new = |old: &Listener| publish.iter().find_map(|publish| publish.moves(old));
-    let moved = listeners
-        .iter()
-        .map(|old| (old.clone(), new(old).unwrap_or_else(|| old.clone())));
-    Ok(moved.collect())
-}
-
-/// Refuses an image whose addresses are taken, and says by whom. CRIU would not always: it
-/// removes a socket's path before it binds to it, and it binds with SO_REUSEPORT, by which a
-/// second copy can come to listen on a port that another one restored by it has.
-fn refuse_taken(
-    moves: &[(Listener, Listener)],
-    manifest: &Manifest,
-    options: &Options,
-) -> Result<(), RestoreError> {
-    let is_shared = |old: &Listener| match old {
-        Listener::Tcp { address } => {
-            options.reuse_port || manifest.shared_ports.contains(&address.port())
-        }
-        Listener::Unix { .. } => false,
-    };
-    let is_taken = |old: &Listener, new: &Listener| match new {
-        // In a network of its own, nobody else listens.
-        Listener::Tcp { .. } if options.network == Network::Private => false,
-        Listener::Tcp { address } => listener::is_taken(*address, is_shared(old)),
-        Listener::Unix { .. } => tree::holder(new).is_some(),
-    };
-    for (number, (old, new)) in moves.iter().enumerate() {
-        let before = &moves[..number];
-        let clash = |(other_old, other_new): &&(Listener, Listener)| {
-            other_new.clashes_with(new) && !other_old.clashes_with(old)
-        };
-        if let Some((other, _)) = before.iter().find(clash) {
-            return Err(RestoreError::Clash {
-                listener: new.clone(),
-                first: other.clone(),
-                second: old.clone(),
-            });
-        }
-        match new {
-            Listener::Tcp { address }
-                if old != new
-                    && options.network == Network::Host
-                    && !listener::is_own(address.ip()) =>
-            {
-                return Err(RestoreError::NoAddress(new.clone()));
-            }
-            Listener::Unix { path }
-                if old != new
-                    && path.has_root()
-                    && !path.parent().is_some_and(std::path::Path::is_dir) =>
-            {
-                return Err(RestoreError::NoFolder(path.clone()));
-            }
-            _ => {}
-        }
-        // CRIU removes what is at the path of a socket before it binds to it.
-        if let Listener::Unix { path } = new
-            && old != new
-            && path
-                .symlink_metadata()
-                .is_ok_and(|found| !found.file_type().is_socket())
-        {
-            return Err(RestoreError::NoSocket { path: path.clone() });
-        }
-    }
-    let taken = moves.iter().find(|(old, new)| is_taken(old, new));
-    match taken.map(|(_, new)| new) {
-        None => Ok(()),
-        Some(listener) => Err(RestoreError::PortTaken {
-            listener: listener.clone(),
-            holder: tree::holder(listener).unwrap_or_else(|| "another process".to_owned()),
-        }),
     }
 }
 
