@@ -207,8 +207,8 @@ impl How {
             (false, [_, ..]) => return Err(Error::WarmupWithoutPoint),
             (_, warmups) => warmups.to_vec(),
         };
-        let runs = |point: &CapturePoint| matches!(point, CapturePoint::Ready | CapturePoint::Warm);
-        if !self.before_freeze.is_empty() && !points.iter().any(runs) {
+        let can_run_on = |point: &CapturePoint| point.can_run_on();
+        if !self.before_freeze.is_empty() && !points.iter().any(can_run_on) {
             return Err(Error::HookWithoutPoint);
         }
         for hook in self.before_freeze.iter().chain(&self.after_restore) {

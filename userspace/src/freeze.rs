@@ -13,7 +13,6 @@ use rustix::process::Signal;
 use crate::{
     host::Clocks,
     listener::Listener,
-    spawn::SpawnError,
     tree::{self, Connection, HostPid, Member, NsPid, Top, Vfork},
 };
 
@@ -30,8 +29,6 @@ const INTERVAL: Duration = Duration::from_micros(200);
 /// Why the tree cannot be frozen.
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
     #[error("some processes do not stop: {}", .busy.join("; "))]
     DoesNotStop { busy: Vec<String> },
     #[error(

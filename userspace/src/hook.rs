@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::{Method, header::HeaderName, http::HeaderValue, http::uri::PathAndQuery};
+use hyper::{Method, header::HeaderName, http::HeaderValue};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     output::Output,
     spawn::{self, CommandError},
     sys,
-    target::{ExpectedStatus, Protocol, Target, TargetError},
+    target::{Asked, ExpectedStatus, Protocol, Target, TargetError},
     tree::HostPid,
 };
 
@@ -41,10 +41,8 @@ pub enum SpecError {
     Signal(String),
     #[error("a server cannot act on SIGKILL or SIGSTOP")]
     Deadly,
-    #[error("what to ask is a path, which begins with /, or: {0}")]
+    #[error("cannot be asked for: {0} (a path begins with /)")]
     Target(#[from] TargetError),
-    #[error("{0:?} is not a path that can be asked for")]
-    Path(String),
     #[error("only HTTP can be asked for by {0}:")]
     NotHttp(&'static str),
     #[error("a quote is not closed, or there is no command")]
@@ -102,14 +100,7 @@ pub struct Hook {
 enum Action {
     Command(Vec<OsString>),
     Signal(Signal),
-    Ask { method: Method, place: Place },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
-    Target(Target),
-    /// By HTTP where the server listens.
-    Path(PathAndQuery),
+    Ask { method: Method, place: Asked },
 }
 
 /// Parses `signal:NAME`, `get:URL|PATH`, `post:URL|PATH`, or a command with its arguments, which
@@ -119,12 +110,9 @@ impl FromStr for Hook {
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
         let asked = |method: Method, scheme, place: &str| -> Result<Action, SpecError> {
-            let place = match place.starts_with('/') {
-                true => Place::Path(place.parse().map_err(|_| SpecError::Path(place.into()))?),
-                false => Place::Target(place.parse()?),
-            };
+            let place: Asked = place.parse()?;
             match &place {
-                Place::Target(target) if !matches!(target.protocol, Protocol::Http(_)) => {
+                Asked::Target(target) if !matches!(target.protocol, Protocol::Http(_)) => {
                     Err(SpecError::NotHttp(scheme))
                 }
                 _ => Ok(Action::Ask { method, place }),
@@ -211,7 +199,7 @@ impl Hook {
             Action::Ask { place, .. } => place,
             _ => return false,
         };
-        matches!(place, Place::Path(_))
+        matches!(place, Asked::Path(_))
     }
 
     /// Checks that the program of a command is there.
@@ -299,16 +287,14 @@ impl Hook {
     async fn ask(
         &self,
         method: &Method,
-        place: &Place,
+        place: &Asked,
         subject: &Subject<'_>,
     ) -> Result<(), HookError> {
         let hook = || self.text.clone();
         let mut target = match (place, subject.listeners.first()) {
-            (Place::Target(target), _) => target.clone(),
-            (Place::Path(path), Some(listener)) => {
-                Target::of_listener(listener, &subject.folder).with_path(path.clone())
-            }
-            (Place::Path(_), None) => return Err(HookError::NoListener { hook: hook() }),
+            (Asked::Target(target), _) => target.clone(),
+            (asked, Some(listener)) => asked.of(&Target::of_listener(listener, &subject.folder)),
+            (Asked::Path(_), None) => return Err(HookError::NoListener { hook: hook() }),
         };
         if let Protocol::Http(request) = &mut target.protocol {
             request.method = method.clone();
@@ -370,6 +356,8 @@ impl fmt::Display for Moment {
 
 #[cfg(test)]
 mod tests {
+    use hyper::http::uri::PathAndQuery;
+
     use super::*;
 
     #[test]
@@ -386,7 +374,7 @@ mod tests {
             panic!("not a request");
         };
         assert_eq!(method, Method::POST);
-        assert_eq!(place, Place::Path(PathAndQuery::from_static("/reload?a")));
+        assert_eq!(place, Asked::Path(PathAndQuery::from_static("/reload?a")));
         for bad in [
             "",
             "signal:KILL",

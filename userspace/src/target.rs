@@ -22,6 +22,8 @@ use crate::listener::Listener;
 pub enum TargetError {
     #[error("{text:?} is none of http://HOST[:PORT][/PATH], tcp://HOST:PORT, unix:SOCKET[:/PATH]")]
     Form { text: String },
+    #[error("{0:?} is not a path that can be asked for")]
+    Path(String),
     #[error("cannot find the address of {host}")]
     Resolve { host: String, source: io::Error },
 }
@@ -67,6 +69,40 @@ impl Request {
             path,
             method: Method::GET,
             headers: vec![],
+        }
+    }
+}
+
+/// What is asked, as the command line names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Target(Target),
+    /// By HTTP where the server listens.
+    Path(PathAndQuery),
+}
+
+impl Asked {
+    /// What that is if the server is this one.
+    pub fn of(&self, server: &Target) -> Target {
+        match self {
+            Self::Target(target) => target.clone(),
+            Self::Path(path) => server.clone().with_path(path.clone()),
+        }
+    }
+}
+
+/// Parses a path, which begins with `/`, or a [`Target`].
+impl FromStr for Asked {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        match text.starts_with('/') {
+            true => {
+                let path = text.parse();
+                path.map(Self::Path)
+                    .map_err(|_| TargetError::Path(text.to_owned()))
+            }
+            false => text.parse().map(Self::Target),
         }
     }
 }

@@ -13,16 +13,14 @@ use tokio::task::LocalSet;
 
 use crate::{
     client::{AskError, Client},
-    target::{self, ExpectedStatus, Target, TargetError},
+    target::{self, Asked, ExpectedStatus, Target, TargetError},
 };
 
 /// Why a text does not say what to ask.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    #[error("it is no path, which begins with /, and: {0}")]
+    #[error("cannot be asked for: {0} (a path begins with /)")]
     Target(#[from] TargetError),
-    #[error("{0:?} is not a path that can be asked for")]
-    Path(String),
     #[error("{0} must be a number from 1 to 1000000")]
     Number(&'static str),
     #[error("the text to send has a bad escape: {0}")]
@@ -58,19 +56,12 @@ pub enum WarmupError {
 /// What to ask, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warmup {
-    place: Place,
+    place: Asked,
     /// How many requests, all in all.
     pub count: u32,
     /// How many at the same time.
     pub concurrency: u32,
     pub status: ExpectedStatus,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
-    Target(Target),
-    /// By HTTP where the server listens.
-    Path(PathAndQuery),
 }
 
 /// Parses `URL|PATH[,count=N][,concurrency=N][,status=CODE][,send=TEXT]`.
@@ -99,24 +90,13 @@ impl FromStr for Warmup {
             }
             place = rest;
         }
-        let place = match place.starts_with('/') {
-            true => {
-                let path = place
-                    .parse()
-                    .map_err(|_| SpecError::Path(place.to_owned()))?;
-                Place::Path(path)
+        let mut place: Asked = place.parse()?;
+        match (&mut place, send) {
+            (_, None) => {}
+            (Asked::Target(target), Some(bytes)) if !target.is_http_url() => {
+                *target = target.clone().sending(bytes);
             }
-            false => {
-                let target: Target = place.parse()?;
-                Place::Target(match send.take() {
-                    Some(_) if target.is_http_url() => return Err(SpecError::SendByHttp),
-                    Some(bytes) => target.sending(bytes),
-                    None => target,
-                })
-            }
-        };
-        if send.is_some() {
-            return Err(SpecError::SendByHttp);
+            (_, Some(_)) => return Err(SpecError::SendByHttp),
         }
         Ok(Self {
             place,
@@ -137,7 +117,7 @@ fn number(what: &'static str, text: &str) -> Result<u32, SpecError> {
 impl Default for Warmup {
     fn default() -> Self {
         Self {
-            place: Place::Path(PathAndQuery::from_static("/")),
+            place: Asked::Path(PathAndQuery::from_static("/")),
             count: 20,
             concurrency: 1,
             status: ExpectedStatus::default(),
@@ -148,10 +128,7 @@ impl Default for Warmup {
 impl Warmup {
     /// What is asked; `server` is where paths are asked for.
     pub fn target(&self, server: &Target) -> Target {
-        match &self.place {
-            Place::Target(target) => target.clone(),
-            Place::Path(path) => server.clone().with_path(path.clone()),
-        }
+        self.place.of(server)
     }
 
     /// Asks until all was answered as expected; `server` is where paths are asked for.
@@ -225,7 +202,7 @@ mod tests {
         assert_eq!((warmup.count, warmup.concurrency), (50, 4));
         assert_eq!(
             warmup.place,
-            Place::Path(PathAndQuery::from_static("/a,b?c=d"))
+            Asked::Path(PathAndQuery::from_static("/a,b?c=d"))
         );
         let warmup: Warmup = "tcp://127.0.0.1:80,status=404".parse().unwrap();
         assert_eq!(
@@ -233,7 +210,7 @@ mod tests {
             (20, ExpectedStatus(Some(404)))
         );
         let warmup: Warmup = r"tcp://127.0.0.1:6379,send=PING\r\n".parse().unwrap();
-        let Place::Target(target) = warmup.place else {
+        let Asked::Target(target) = warmup.place else {
             panic!("not a target");
         };
         let send = b"PING\r\n".to_vec();

@@ -35,6 +35,9 @@ use rustix::process::Signal;
 pub(crate) use self::dump::keep_log;
 use self::start_up::StartUp;
 
+/// How long init may take to tell that the server has ended.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
+
 /// Why nothing was captured.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -142,7 +145,7 @@ impl How {
         if point != CapturePoint::Warm {
             self.warmups.clear();
         }
-        if !matches!(point, CapturePoint::Ready | CapturePoint::Warm) {
+        if !point.can_run_on() {
             self.before_freeze.clear();
         }
         self
@@ -260,8 +263,9 @@ pub async fn capture(
             let idle = warm::freeze_idle(&mut sandbox, &asked).await;
             let (tree, time) = match idle {
                 Err(CaptureError::Freeze(FreezeError::Gone)) => {
-                    let awaited = "was frozen";
-                    return Err(start_up.ended(&mut sandbox, &mut output, awaited).await);
+                    let status = tokio::time::timeout(EXIT_LIMIT, sandbox.exit()).await;
+                    let status = status.ok().and_then(Result::ok);
+                    return Err(start_up.ended(status, &mut output, "was frozen").await);
                 }
                 other => other?,
             };

@@ -74,13 +74,7 @@ impl<'a> StartUp<'a> {
                     tokio::task::yield_now().await;
                 }
                 status = sandbox.exit() => {
-                    output.drained().await;
-                    return Err(CaptureError::ExitedEarly {
-                        command: self.command(),
-                        awaited: self.awaited(),
-                        status: crate::instance::describe_status(status?),
-                        output: output.last_lines(),
-                    });
+                    return Err(self.ended(Some(status?), output, self.awaited()).await);
                 }
                 () = &mut deadline => {
                     return Err(CaptureError::Timeout(Box::new(NotReached {
@@ -97,23 +91,20 @@ impl<'a> StartUp<'a> {
         }
     }
 
-    /// What became of a server that has ended, or is about to.
+    /// What became of a server that has ended, with its wait status if that is known.
     pub async fn ended(
         &self,
-        sandbox: &mut Sandbox,
+        status: Option<i32>,
         output: &mut Output,
         awaited: &'static str,
     ) -> CaptureError {
-        /// How long init may take to tell.
-        const LIMIT: Duration = Duration::from_secs(1);
-        let status = tokio::time::timeout(LIMIT, sandbox.exit()).await;
         output.drained().await;
         CaptureError::ExitedEarly {
             command: self.command(),
             awaited,
             status: match status {
-                Ok(Ok(status)) => crate::instance::describe_status(status),
-                _ => "none of its processes is left".to_owned(),
+                Some(status) => crate::instance::describe_status(status),
+                None => "none of its processes is left".to_owned(),
             },
             output: output.last_lines(),
         }

@@ -40,13 +40,7 @@ pub async fn warm_up(
             run_hooks(init, &listener, options, start_up, progress).await
         } => outcome,
         status = sandbox.exit() => {
-            output.drained().await;
-            return Err(CaptureError::ExitedEarly {
-                command: start_up.command(),
-                awaited,
-                status: crate::instance::describe_status(status?),
-                output: output.last_lines(),
-            });
+            return Err(start_up.ended(Some(status?), output, awaited).await);
         }
     };
     outcome.map(|()| listener)

@@ -113,30 +113,28 @@ pub fn refuse_taken(
             holder: tree::holder(listener).unwrap_or_else(|| "another process".to_owned()),
         });
     }
-    // The kernel does not tell: by the way CRIU binds, one that does not share looks as if it did.
-    let running = instance::list(instances).into_iter();
-    let running = running.filter(|instance| {
-        let record = &instance.record;
-        instance.state == State::Running && !record.reuse_port && record.network.is_none()
-    });
-    let clash = running
-        .flat_map(|instance| {
-            let record = instance.record;
-            let listeners = record.listeners.into_iter();
-            listeners.map(move |listener| (record.id.clone(), listener))
-        })
-        .find(|(_, held)| {
-            moves
-                .iter()
-                .any(|(_, new)| options.reuse_port && new.clashes_with(held))
-        });
-    match clash {
-        None => Ok(()),
-        Some((id, listener)) => Err(RestoreError::PortTaken {
-            listener,
-            holder: format!("{id}, which does not share it"),
-        }),
+    match options.reuse_port {
+        true => refuse_unshared(moves, instances),
+        false => Ok(()),
     }
+}
+
+/// Refuses to share a port with an instance that does not share it. The kernel does not tell: by the
+/// way CRIU binds, it looks as if it did.
+fn refuse_unshared(moves: &[(Listener, Listener)], instances: &Path) -> Result<(), RestoreError> {
+    for instance::Instance { record, state, .. } in instance::list(instances) {
+        if state != State::Running || record.reuse_port || record.network.is_some() {
+            continue;
+        }
+        let is_wanted = |held: &&Listener| moves.iter().any(|(_, new)| new.clashes_with(held));
+        if let Some(listener) = record.listeners.iter().find(is_wanted) {
+            return Err(RestoreError::PortTaken {
+                listener: listener.clone(),
+                holder: format!("{}, which does not share it", record.id),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Refuses an image whose connections cannot go on: another copy has them, or the other end, if it

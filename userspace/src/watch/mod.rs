@@ -91,6 +91,11 @@ pub enum CapturePoint {
 }
 
 impl CapturePoint {
+    /// Whether the server can run on here, and be told things, before it is frozen.
+    pub fn can_run_on(self) -> bool {
+        matches!(self, Self::Ready | Self::Warm)
+    }
+
     fn stop_at(self) -> u32 {
         match self {
             Self::Ready => probe::STOP_AT_READY,
