@@ -227,6 +227,28 @@ fn what_cannot_be_checkpointed_goes_on() {
             && error.contains("in that container"),
         "{error}"
     );
+    drop(unshare);
+
+    // One whose session was begun outside of its namespace of pids, as `docker exec` does it.
+    let server = counting(free_port());
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    unshare.args(&server.command);
+    unshare
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    workspace.mark(&mut unshare);
+    let unshare = Killed(unshare.spawn().unwrap());
+    server.client.ask_until_answered();
+    let below = warmimg::tree::HostPid(unshare.0.id() as i32);
+    let pid = warmimg::tree::children(below)[0].to_string();
+    let error = workspace.fail(111, ["checkpoint", "--pid", &pid]);
+    assert!(
+        error.contains("is in session 0, which was begun outside") && error.contains("setsid"),
+        "{error}"
+    );
+    server.client.ask_until_answered();
     drop((script, unshare));
     wait_until("the server to be gone", || {
         match server.client.is_refused() {

@@ -36,17 +36,17 @@ impl Server {
         self
     }
 
-    /// Starts it without warmimg; it ends when the result is dropped.
+    /// Starts it without warmimg, in a session of its own as a service manager does; it ends when
+    /// the result is dropped.
     pub fn start_cold(&self, workspace: &Workspace) -> ColdServer {
-        let mut command = std::process::Command::new(&self.command[0]);
+        let mut command = std::process::Command::new("setsid");
         command
-            .args(&self.command[1..])
+            .args(&self.command)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(workspace.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0);
+            .stderr(Stdio::null());
         workspace.mark(&mut command);
         if let Some(name) = self.user {
             let user = nix::unistd::User::from_name(name).unwrap().unwrap();
@@ -138,7 +138,7 @@ fn remove(path: &Path) {
     let _ = std::fs::remove_file(path);
 }
 
-/// A server without warmimg, in a process group of its own.
+/// A server without warmimg, in a session of its own.
 pub struct ColdServer(Killed);
 
 impl ColdServer {

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     criu::GHOST_LIMIT,
-    tree::{self, Member},
+    tree::{self, Member, NsPid},
 };
 
 /// Why a tree cannot be captured.
@@ -18,6 +18,9 @@ pub enum Obstacle {
     /// CRIU takes such a process for ended, with all of its threads.
     #[error("{process} goes on although its main thread has ended")]
     Headless { process: String },
+    /// No restore could put it into that session.
+    #[error("{process} is in session 0, which was begun outside of its pid namespace")]
+    Session { process: String },
     /// CRIU gives it a name again, which the first restore takes away from the next.
     #[error("{process} uses {}, which is deleted but has another name left", .path.display())]
     Linked { process: String, path: PathBuf },
@@ -41,6 +44,9 @@ pub fn look_for(members: &[Member]) -> Result<(), Obstacle> {
         let process = tree::label(member.host);
         if tree::is_headless(member.host) {
             return Err(Obstacle::Headless { process });
+        }
+        if member.session == NsPid(0) {
+            return Err(Obstacle::Session { process });
         }
         for (path, file) in deleted_files(member) {
             let bytes = file.blocks() * 512;

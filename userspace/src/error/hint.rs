@@ -358,6 +358,7 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
             Obstacle::Headless { .. } => {
                 "let the main thread wait for the others instead of ending".into()
             }
+            Obstacle::Session { .. } => "start it in a session of its own: setsid COMMAND".into(),
             Obstacle::Linked { .. } | Obstacle::TooBig { .. } => {
                 "let the server keep the file's name while it uses it, or choose a point with --at \
                  at which it does not"
