@@ -117,7 +117,7 @@ fn throughput_follows_the_limit_on_processors_at_once() {
 fn a_restore_can_be_limited_from_the_start() {
     let workspace = Workspace::alone();
     let server = capture(&workspace, &[WORK]);
-    let options = ["--cpus", "0.2", "--memory", "64M"];
+    let options = ["--cpus", "0.2", "--memory-limit", "64M"];
     workspace.run([&["restore", "-d", "server"][..], &options].concat());
     let limited = throughput(&server);
     let said = json(&workspace.run(["--json", "limit", "server-1"]));
@@ -155,7 +155,7 @@ fn memory_beyond_the_limit_is_not_given() {
         let limit: &[&str] = if live {
             &["--cgroup"]
         } else {
-            &["--memory", "64M"]
+            &["--memory-limit", "64M"]
         };
         workspace.run([&["restore", "-d", "server"], limit].concat());
         if live {
@@ -182,7 +182,7 @@ fn memory_beyond_the_limit_is_not_given() {
 fn less_memory_than_is_in_use_is_refused() {
     let workspace = Workspace::new();
     let server = capture(&workspace, &["grow=8"]);
-    workspace.run(["restore", "-d", "server", "--memory", "256M"]);
+    workspace.run(["restore", "-d", "server", "--memory-limit", "256M"]);
     assert_eq!(ask_for_more(&server, 4), 4);
     let both = ["limit", "server-1", "--memory", "16M", "--cpus", "0.5"];
     let error = workspace.fail(100, both);
@@ -285,7 +285,7 @@ fn no_group_is_left_behind() {
     let workspace = Workspace::alone();
     let server = capture(&workspace, &["touch=32"]);
     // A restore that fails.
-    let error = workspace.fail(100, ["restore", "-d", "server", "--memory", "8M"]);
+    let error = workspace.fail(100, ["restore", "-d", "server", "--memory-limit", "8M"]);
     assert!(
         error.contains("does not fit into its limit of 8M"),
         "{error}"
@@ -353,11 +353,11 @@ fn wrong_limits_are_refused() {
         ("--cpus", "0", "must be from 0.01 to 10000, or max"),
         ("--cpus", "x", "not a number of processors, as 0.5, or max"),
         (
-            "--memory",
+            "--memory-limit",
             "1Q",
             "not a size, as 512M (K, M, G, or bytes), or max",
         ),
-        ("--memory", "0", "must be more than 0"),
+        ("--memory-limit", "0", "must be more than 0"),
     ] {
         for command in [["restore", "server"], ["limit", "server-1"]] {
             let error = workspace.fail(2, [&command[..], &[option, value]].concat());

@@ -17,6 +17,7 @@ use crate::{
     hook::{Hook, Variable},
     listener::{Publish, Wanted},
     network::Network,
+    restore::MemoryMode,
     target::Target,
     warmup::Warmup,
     watch::CapturePoint,
@@ -277,6 +278,10 @@ pub struct Restore {
     /// Share the TCP ports with other copies: the kernel spreads connections among them
     #[arg(long)]
     pub reuse_port: bool,
+    /// How its memory comes back: mapped from the image, and shared with all copies until it is
+    /// written to; copied; or auto, mapped where it can be
+    #[arg(long, value_enum, default_value_t, value_name = "HOW", hide_possible_values = true)]
+    pub memory: MemoryMode,
     /// The network of the server: that of the host, or a private one of its own, with an address
     /// that the host reaches it at; what listened on the loopback listens on all addresses there
     #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
@@ -304,8 +309,12 @@ pub struct Restore {
 /// The control group of an instance.
 #[derive(Debug, Args)]
 pub struct Group {
-    #[command(flatten)]
-    pub limits: LimitOptions,
+    /// How much of the processors it may use, as 0.5 or 2, or max
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<Cpus>,
+    /// How much memory it may use, in bytes or with K, M or G, or max
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<Memory>,
     /// Put it into a control group of its own, which a limit does as well; below this group
     /// [default: warmimg]
     #[arg(long, value_name = "GROUP", require_equals = true, value_parser = group)]
@@ -315,7 +324,10 @@ pub struct Group {
 impl Group {
     /// The group to make, if any.
     pub fn request(&self) -> Option<Request> {
-        let limits = self.limits.limits();
+        let limits = Limits {
+            cpus: self.cpus,
+            memory: self.memory_limit,
+        };
         let is_wanted = self.cgroup.is_some() || limits != Limits::default();
         is_wanted.then(|| Request {
             parent: self.cgroup.clone().flatten(),
@@ -331,7 +343,7 @@ pub struct LimitOptions {
     #[arg(long, value_name = "N")]
     pub cpus: Option<Cpus>,
     /// How much memory it may use, in bytes or with K, M or G, or max
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", alias = "memory-limit")]
     pub memory: Option<Memory>,
 }
 
@@ -560,7 +572,7 @@ mod tests {
         let asked = asked.unwrap();
         assert_eq!((asked.parent, image), (Some("/system.slice".into()), None));
         assert_eq!(asked.limits.cpus.unwrap().number(), Some(0.5));
-        assert!(request(&["--memory", "1G"]).0.is_some());
+        assert!(request(&["--memory-limit", "1G"]).0.is_some());
         for bad in ["--cgroup=../x", "--cgroup="] {
             assert!(Cli::try_parse_from(["warmimg", "restore", bad]).is_err());
         }

@@ -36,6 +36,7 @@ pub mod requirements;
 
 pub mod cgroup;
 pub mod client;
+pub mod guard;
 pub mod host;
 pub mod listener;
 pub mod network;

@@ -114,6 +114,8 @@ pub fn keep(
     } = dumped;
     let images = staging.criu();
     edit::make_reusable(&images)?;
+    edit::lay_out(&images)?;
+    let mapped = edit::describe_mapped(&images, &staging.map())?;
     let [stdout, stderr] = origin.outputs;
     let going_on = match connections {
         TcpConnections::Established => kept(&tree),
@@ -132,6 +134,7 @@ pub fn keep(
         root: tree.root,
         processes: tree.members.into_iter().map(|member| member.info).collect(),
         memory_bytes: memory_bytes(&staging.work()),
+        mapped: Some(mapped),
         stdout,
         stderr,
         clocks: tree.clocks,

@@ -229,6 +229,7 @@ pub async fn capture(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
+        guarded: vec![],
         place: Place::New(Fresh {
             terminals: true,
             ..Fresh::default()
@@ -240,6 +241,7 @@ pub async fn capture(
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
         instance: work.as_fd(),
+        memory: vec![],
     };
     let mut sandbox = Sandbox::create(&plan, &descriptors).await?;
     drop((stdout, stderr));

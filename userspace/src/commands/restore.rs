@@ -26,6 +26,7 @@ pub async fn run(
     let image = store.find(arguments.image.as_deref())?;
     let options = restore::Options {
         detached: arguments.detach,
+        memory: arguments.memory,
         publish: arguments.publish.clone(),
         reuse_port: arguments.reuse_port,
         network: arguments.net,

@@ -18,6 +18,8 @@ const SERVICE_MAGIC: u32 = 0x5510_5940;
 pub enum Kind {
     Files = 0x5630_3138,
     Core = 0x5505_3847,
+    Mm = 0x5749_2820,
+    Pagemap = 0x5608_4025,
     Stats = 0x5709_3306,
 }
 
@@ -94,6 +96,12 @@ impl Image {
             bytes.extend(body);
         }
         bytes
+    }
+
+    /// The same image, to be written to another place.
+    pub fn at(mut self, path: PathBuf) -> Self {
+        self.path = path;
+        self
     }
 
     /// Writes the image back to where it was read from.

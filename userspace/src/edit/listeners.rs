@@ -8,15 +8,12 @@ use std::{
 };
 
 use super::{
-    EditError, file_entry,
+    EditError, FILES, file_entry,
     image::{Image, Kind},
     inet_sk_entry, sk_opts_entry, unix_sk_entry,
     wire::{Message, Value},
 };
 use crate::listener::Listener;
-
-/// The image with the descriptions of open files.
-const FILES: &str = "files.img";
 
 /// Makes a view of an image in an empty folder in which listeners have moved, each from its first
 /// address to its second, and, if asked, share their ports with others by SO_REUSEPORT. What does

@@ -5,6 +5,7 @@
 
 mod image;
 mod listeners;
+mod memory;
 mod rewind;
 mod timers;
 mod wire;
@@ -16,18 +17,66 @@ use std::{
 };
 
 use self::image::{Image, Kind};
-pub use self::{image::EditError, listeners::move_listeners, rewind::before_listen};
+pub use self::{
+    image::EditError,
+    listeners::move_listeners,
+    memory::{Mapped, describe_mapped, inherited_name, lay_out},
+    rewind::before_listen,
+};
+
+/// The image with the descriptions of open files.
+const FILES: &str = "files.img";
 
 mod file_entry {
+    pub const TYPE: u32 = 1;
+    pub const ID: u32 = 2;
+    /// `REG` of `fd_types`.
+    pub const TYPE_REG: u64 = 1;
     pub const REG: u32 = 3;
     pub const ISK: u32 = 4;
     pub const TFD: u32 = 12;
     pub const USK: u32 = 16;
 }
 
+mod mm_entry {
+    pub const VMAS: u32 = 14;
+}
+
+mod vma_entry {
+    pub const START: u32 = 1;
+    pub const END: u32 = 2;
+    pub const PGOFF: u32 = 3;
+    pub const SHMID: u32 = 4;
+    pub const FLAGS: u32 = 6;
+    pub const STATUS: u32 = 7;
+    pub const MADV: u32 = 9;
+    pub const FDFLAGS: u32 = 10;
+    /// `VMA_AREA_REGULAR` and so on, of criu/include/image.h.
+    pub const REGULAR: u64 = 1;
+    pub const HEAP: u64 = 1 << 5;
+    pub const FILE_PRIVATE: u64 = 1 << 6;
+    pub const ANON_PRIVATE: u64 = 1 << 9;
+    pub const GUARD: u64 = 1 << 16;
+}
+
+mod pagemap_head {
+    pub const PAGES_ID: u32 = 1;
+}
+
+mod pagemap_entry {
+    pub const VADDR: u32 = 1;
+    pub const COMPAT_NR_PAGES: u32 = 2;
+    pub const FLAGS: u32 = 4;
+    pub const NR_PAGES: u32 = 5;
+    /// `PE_PRESENT` of criu/include/pagemap.h.
+    pub const PRESENT: u64 = 1 << 2;
+}
+
 mod reg_file_entry {
+    pub const ID: u32 = 1;
     pub const FLAGS: u32 = 2;
     pub const POS: u32 = 3;
+    pub const FOWN: u32 = 5;
     pub const NAME: u32 = 6;
     pub const SIZE: u32 = 8;
     pub const MODE: u32 = 10;
@@ -114,7 +163,7 @@ pub fn close_unix(images: &Path, inodes: &[u64]) -> Result<(), EditError> {
     if inodes.is_empty() {
         return Ok(());
     }
-    let mut image = Image::read(&images.join("files.img"), Kind::Files)?;
+    let mut image = Image::read(&images.join(FILES), Kind::Files)?;
     for entry in &mut image.entries {
         entry.edit(file_entry::USK, |socket| {
             let inode = socket.number(unix_sk_entry::INO);
@@ -132,7 +181,7 @@ pub fn close_unix(images: &Path, inodes: &[u64]) -> Result<(), EditError> {
 /// process if a file has another size than at the dump, as a log has after its first line, or
 /// another mode, as a pipe has that takes the place of a log.
 fn forget_sizes(images: &Path) -> Result<(), EditError> {
-    let mut image = Image::read(&images.join("files.img"), Kind::Files)?;
+    let mut image = Image::read(&images.join(FILES), Kind::Files)?;
     for entry in &mut image.entries {
         entry.edit(file_entry::REG, |file| {
             let flags = file.number(reg_file_entry::FLAGS).unwrap_or(0);
@@ -192,7 +241,7 @@ fn cores(images: &Path) -> Result<Vec<PathBuf>, EditError> {
 /// See [`EditError`].
 pub fn files(images: &Path) -> Result<BTreeSet<PathBuf>, EditError> {
     use std::os::unix::ffi::OsStringExt as _;
-    let image = Image::read(&images.join("files.img"), Kind::Files)?;
+    let image = Image::read(&images.join(FILES), Kind::Files)?;
     let name = |entry: &wire::Message| -> Option<PathBuf> {
         let file = wire::Message::parse(entry.bytes(file_entry::REG)?)?;
         let name = file.bytes(reg_file_entry::NAME)?.to_vec();
@@ -211,7 +260,7 @@ pub fn has_terminals(images: &Path) -> bool {
 /// # Errors
 /// See [`EditError`].
 pub fn shared_ports(images: &Path) -> Result<BTreeSet<u16>, EditError> {
-    let image = Image::read(&images.join("files.img"), Kind::Files)?;
+    let image = Image::read(&images.join(FILES), Kind::Files)?;
     let port = |entry: &wire::Message| -> Option<u16> {
         let socket = wire::Message::parse(entry.bytes(file_entry::ISK)?)?;
         let options = wire::Message::parse(socket.bytes(inet_sk_entry::OPTS)?)?;

@@ -84,7 +84,7 @@ impl Error {
             }
             Self::Restore(RestoreError::Criu(error)) => criu_hint(error)?,
             Self::Restore(RestoreError::OutOfMemory(_)) => {
-                "give it more with --memory; `warmimg inspect` tells the memory of the image".into()
+                "give it more with --memory-limit; `warmimg inspect` tells the memory of the image".into()
             }
             Self::Cgroup(error) | Self::Restore(RestoreError::Cgroup(error)) => cgroup_hint(error)?,
             Self::NothingNamed => "`warmimg ps` lists the instances".into(),

@@ -2,14 +2,17 @@
 //! CRIU, and then a supervisor like any other.
 
 mod checks;
+mod memory;
 
 use std::{
     fs, io,
     net::SocketAddr,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     time::{Duration, Instant},
 };
 
+use self::memory::Source;
+pub use self::memory::{MemoryMode, MemoryUse, Unmappable};
 use crate::{
     capture::keep_log,
     cgroup::{self, CgroupError, Memory, Reservation},
@@ -22,7 +25,7 @@ use crate::{
     network::{self, Network, NetworkError},
     output::Output,
     spawn::{
-        ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT, Sandbox,
+        ClockOffsets, CommandError, Descriptors, Fresh, MEMORY, Place, Plan, STDERR, STDOUT, Sandbox,
         SpawnError,
     },
     store::{Image, Store, now_ms},
@@ -111,6 +114,8 @@ pub enum RestoreError {
     Cgroup(#[from] CgroupError),
     #[error("the server does not fit into its limit of {0} of memory")]
     OutOfMemory(Memory),
+    #[error("the memory of the image cannot be mapped")]
+    Unmappable(#[source] Unmappable),
     #[error("interrupted")]
     Interrupted,
 }
@@ -134,6 +139,7 @@ pub struct Restored {
     pub timings: Timings,
     /// What the server writes; none if it is detached and writes to its log.
     pub output: Option<Output>,
+    pub memory: MemoryUse,
     folder: Folder,
 }
 
@@ -152,6 +158,7 @@ impl Restored {
 /// How to restore.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    pub memory: MemoryMode,
     /// The server is to live on by itself, and writes to a log.
     pub detached: bool,
     /// Listeners that are to be elsewhere than in the image.
@@ -200,13 +207,18 @@ pub async fn restore(
     let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
     let made = group.as_mut().map(|group| group.make(folder.id()));
     let made = made.transpose()?.cloned();
+    let (source, memory) = memory::choose(image, options.memory)?;
+    let stored = match source {
+        Some(_) => image.map_folder(),
+        None => image.criu_folder(),
+    };
     // The stored image is read in place, unless something differs from it.
     let images = if moves.iter().any(|(old, new)| old != new) || options.reuse_port {
         let view = folder.images()?;
-        edit::move_listeners(&image.criu_folder(), &view, &moves, options.reuse_port)?;
+        edit::move_listeners(&stored, &view, &moves, options.reuse_port)?;
         view
     } else {
-        image.criu_folder()
+        stored
     };
     let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(RestoreError::Kerndat)?;
     let clocks = continue_clocks(manifest.clocks, Clocks::now());
@@ -215,6 +227,7 @@ pub async fn restore(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
+        guarded: source.as_ref().map_or(vec![], |source| source.ranges.clone()),
         place: Place::New(Fresh {
             clocks: Some(clocks),
             group: made.clone(),
@@ -233,6 +246,7 @@ pub async fn restore(
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
         instance: folder.lock().as_fd(),
+        memory: source.iter().flat_map(|source| &source.files).map(AsFd::as_fd).collect(),
     };
     let out_of_memory = || {
         let limit = group.as_ref().and_then(Reservation::exhausted)?;
@@ -252,6 +266,7 @@ pub async fn restore(
         inherited: [(&manifest.stdout, STDOUT), (&manifest.stderr, STDERR)]
             .into_iter()
             .filter_map(|(name, fd)| Some((name.clone()?, fd)))
+            .chain(source.iter().flat_map(Source::names).zip(MEMORY..))
             .collect(),
         foreign_session: manifest.criu.foreign_session,
         connections: manifest.criu.connections,
@@ -319,6 +334,7 @@ pub async fn restore(
         record,
         timings,
         output,
+        memory,
         folder,
     })
 }

@@ -34,9 +34,15 @@ use super::{
     command::Command,
     exec,
     namespaces::Visit,
-    protocol::{Notice, Order, Step, receive_order, send_notice},
+    protocol::{
+        Notice, Order, Step, receive_descriptor, receive_order, send_descriptor, send_notice,
+    },
 };
-use crate::{cgroup::Group, sys, tree};
+use crate::{
+    cgroup::Group,
+    guard::{Guard, GuardError, filter},
+    sys, tree,
+};
 
 /// Where init keeps its descriptors; CRIU finds the folders as `/proc/PID/fd/N` of it.
 pub const CONTROL: RawFd = 3;
@@ -50,8 +56,8 @@ pub const STDOUT: RawFd = 6;
 pub const STDERR: RawFd = 7;
 /// The folder of the instance, whose lock is held by keeping this open.
 pub const INSTANCE: RawFd = 8;
-/// CRIU's end of its socket, in CRIU.
-const CRIU_SOCKET: RawFd = 9;
+/// The first of the files that memory is mapped from.
+pub const MEMORY: RawFd = 9;
 
 /// The pid of the command in its namespace: high enough that init, CRIU and CRIU's helpers do
 /// not need it when the tree is restored.
@@ -66,6 +72,9 @@ const TERMINALS: &str = "/dev/pts";
 /// How long a CRIU whose answer nobody waits for may take to its end.
 const CRIU_LIMIT: Duration = Duration::from_secs(120);
 
+/// The name of the file in the instance's folder with what the guard of its memory has done.
+pub const GUARD_FILE: &str = "guard.json";
+
 /// The name of the file in the instance's folder that receives the wait status.
 pub const EXIT_FILE: &str = "exit";
 
@@ -79,6 +88,8 @@ pub struct Plan {
     /// system CRIU writes it to.
     pub kerndat: PathBuf,
     pub kerndat_is_new: bool,
+    /// The ranges of addresses in which memory is mapped; see [`crate::guard`].
+    pub guarded: Vec<(u64, u64)>,
     pub place: Place,
 }
 
@@ -117,6 +128,9 @@ struct Init<'a> {
     /// of a failure.
     suspended: Option<(OwnedFd, exec::Failure)>,
     supervised: bool,
+    /// How many files memory is mapped from, from [`MEMORY`] on.
+    memory_files: RawFd,
+    guard: Option<Guard>,
 }
 
 /// Runs init. `descriptors` are, in order, those of the constants above from [`CONTROL`] on.
@@ -146,6 +160,8 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
         criu: None,
         suspended: None,
         supervised: true,
+        memory_files: (CONTROL + descriptors.len() as RawFd) - MEMORY,
+        guard: None,
     };
     if matches!(plan.place, Place::New(_)) {
         // If the supervisor is killed, so is init, and with it the namespace.
@@ -249,22 +265,28 @@ impl Init<'_> {
             return 70;
         };
         loop {
-            let mut ready = [
-                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.control, PollFlags::POLLIN),
-            ];
-            let watched = if self.supervised {
-                &mut ready[..]
-            } else {
-                &mut ready[..1]
-            };
-            if let Err(errno) = poll(watched, PollTimeout::NONE)
+            let watch = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
+            let signalled = signals.as_fd();
+            let guarded = self.guard.as_ref().map(Guard::listener);
+            let ordered = self.supervised.then_some(self.control);
+            let watched = [Some(signalled), guarded, ordered];
+            let mut ready: Vec<PollFd> = watched.into_iter().flatten().map(watch).collect();
+            if let Err(errno) = poll(&mut ready, PollTimeout::NONE)
                 && errno != nix::Error::EINTR
             {
                 return 70;
             }
-            let has_signal = ready[0].any().unwrap_or(false);
-            let has_order = self.supervised && ready[1].any().unwrap_or(false);
+            let is_ready = |fd: Option<BorrowedFd<'_>>| {
+                let number = fd.map(|fd| fd.as_raw_fd());
+                let mut ready = ready.iter();
+                ready.any(|poll| Some(poll.as_fd().as_raw_fd()) == number && poll.any() == Some(true))
+            };
+            let has_signal = is_ready(Some(signalled));
+            let has_order = is_ready(ordered);
+            let has_call = is_ready(guarded);
+            if has_call && let Err(error) = self.serve_guard() {
+                return self.give_up(&error);
+            }
             if has_signal {
                 while let Ok(Some(info)) = signals.read_signal() {
                     self.forward(info.ssi_signo);
@@ -284,6 +306,30 @@ impl Init<'_> {
                 }
             }
         }
+    }
+
+    fn serve_guard(&mut self) -> Result<(), GuardError> {
+        let Some(guard) = &mut self.guard else {
+            return Ok(());
+        };
+        let before = guard.counters();
+        guard.serve()?;
+        if guard.counters() != before {
+            // Only to be shown.
+            let _ = write_file(GUARD_FILE, &serde_json::to_vec(&guard.counters()).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// Ends an instance whose memory is no longer guarded: the kernel kills all of it with init.
+    fn give_up(&self, error: &GuardError) -> i32 {
+        let text = format!(
+            "warmimg: the memory of the server can no longer be guarded, so it is killed: {}\n",
+            crate::doctor::chain(error)
+        );
+        // The log of the instance, or what its supervisor passes on.
+        let _ = rustix::io::write(sys::permanent(STDERR), text.as_bytes());
+        self.finish(libc::SIGKILL)
     }
 
     /// Lets CRIU come to its end, and then the tree go on: at its end CRIU stops again what was
@@ -378,14 +424,7 @@ impl Init<'_> {
     }
 
     fn finish(&self, status: i32) -> i32 {
-        if let Ok(file) = rustix::fs::openat(
-            sys::permanent(INSTANCE),
-            EXIT_FILE,
-            rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::from_raw_mode(0o600),
-        ) {
-            let _ = writeln!(fs::File::from(file), "{status}");
-        }
+        let _ = write_file(EXIT_FILE, format!("{status}\n").as_bytes());
         self.tell(Notice::Exited {
             status: status as u32,
         });
@@ -470,6 +509,15 @@ impl Init<'_> {
             }
             Ok(sys::Fork::Parent { pid, .. }) => {
                 self.criu = Some(Pid::from_raw(pid));
+                // If it ends early, there is nobody at the other end.
+                drop(theirs);
+                if !self.plan.guarded.is_empty() {
+                    let guard = self.receive_guard(ours.as_fd());
+                    self.guard = Some(guard.map_err(|error| Notice::Failed {
+                        step: Step::Guard,
+                        errno: errno_of(&error),
+                    })?);
+                }
                 Ok((pid as u32, ours))
             }
             Err(error) => Err(Notice::Failed {
@@ -479,11 +527,23 @@ impl Init<'_> {
         }
     }
 
+    /// The guard by the filter that CRIU has put on itself, and so on all that it restores.
+    fn receive_guard(&self, socket: BorrowedFd<'_>) -> io::Result<Guard> {
+        let listener = receive_descriptor(socket)?;
+        let files = MEMORY..MEMORY + self.memory_files;
+        Guard::new(listener, &files.map(sys::permanent).collect::<Vec<_>>())
+    }
+
     fn become_criu(&self, uid: u32, gid: u32, socket: &OwnedFd) -> io::Error {
+        let criu_socket = MEMORY + self.memory_files;
         let prepared = || -> io::Result<()> {
-            sys::place(socket.as_raw_fd(), CRIU_SOCKET)?;
-            sys::inherit(STDOUT)?;
-            sys::inherit(STDERR)?;
+            if !self.plan.guarded.is_empty() {
+                let listener = sys::seccomp::listen(&filter::program(&self.plan.guarded))?;
+                send_descriptor(socket.as_fd(), listener.as_fd())?;
+            }
+            sys::place(socket.as_raw_fd(), criu_socket)?;
+            (STDOUT..=STDERR).try_for_each(sys::inherit)?;
+            (MEMORY..criu_socket).try_for_each(sys::inherit)?;
             let errors = rustix::fs::openat(
                 sys::permanent(WORK),
                 crate::criu::STDERR_FILE,
@@ -503,7 +563,7 @@ impl Init<'_> {
         if let Err(error) = prepared() {
             return error;
         }
-        let socket = CRIU_SOCKET.to_string();
+        let socket = criu_socket.to_string();
         let arguments = [c"criu".to_owned(), c"swrk".to_owned(), text(&socket)];
         let kerndat = format!("XDG_RUNTIME_DIR={}", self.plan.kerndat.display());
         let environment = [
@@ -514,6 +574,20 @@ impl Init<'_> {
         ];
         sys::exec(&self.plan.criu, &arguments, &environment)
     }
+}
+
+/// Writes a file in the instance's folder.
+fn write_file(name: &str, bytes: &[u8]) -> io::Result<()> {
+    let file = rustix::fs::openat(
+        sys::permanent(INSTANCE),
+        name,
+        rustix::fs::OFlags::CREATE
+            | rustix::fs::OFlags::TRUNC
+            | rustix::fs::OFlags::WRONLY
+            | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::from_raw_mode(0o600),
+    )?;
+    fs::File::from(file).write_all(bytes)
 }
 
 fn text(text: &str) -> CString {

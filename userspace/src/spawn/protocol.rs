@@ -66,6 +66,7 @@ pub enum Step {
     Enter = 9,
     Group = 10,
     Terminals = 11,
+    Guard = 12,
 }
 
 impl Step {
@@ -81,6 +82,7 @@ impl Step {
             Self::Enter,
             Self::Group,
             Self::Terminals,
+            Self::Guard,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -100,6 +102,7 @@ impl std::fmt::Display for Step {
             Self::Kerndat => "mount a tmpfs for CRIU's kernel data",
             Self::Group => "enter its control group",
             Self::Terminals => "mount a private /dev/pts",
+            Self::Guard => "set up the guard of mapped memory",
         })
     }
 }
@@ -205,6 +208,23 @@ pub fn receive_notice(socket: BorrowedFd<'_>) -> io::Result<Option<(Notice, Opti
     };
     let notice = Notice::from_words(words).ok_or_else(invalid)?;
     Ok(Some((notice, descriptor)))
+}
+
+/// Sends nothing but a descriptor.
+///
+/// # Errors
+/// What sendmsg(2) says.
+pub fn send_descriptor(socket: BorrowedFd<'_>, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    send(socket, [0; 3], Some(descriptor))
+}
+
+/// Receives a descriptor.
+///
+/// # Errors
+/// What recvmsg(2) says; `InvalidData` if there comes none.
+pub fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let received = receive(socket)?;
+    received.and_then(|(_, descriptor)| descriptor).ok_or_else(invalid)
 }
 
 fn invalid() -> io::Error {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     criu::{TcpConnections, User, Version},
+    edit::Mapped,
     host::{Clocks, Host},
     listener::Listener,
     lock::FileLock,
@@ -47,6 +48,9 @@ pub struct Manifest {
     pub processes: Vec<ProcessInfo>,
     /// Memory that the image holds, in bytes.
     pub memory_bytes: u64,
+    /// What of it can be mapped instead of copied, by the images in the folder `map`.
+    #[serde(default)]
+    pub mapped: Option<Mapped>,
     /// CRIU's names of the pipes or files that were standard output and standard error, if they
     /// were any.
     pub stdout: Option<String>,

@@ -3,6 +3,7 @@
 //! ```text
 //! images/DIGEST/manifest.json   what the image is; DIGEST is the BLAKE3 of this file
 //! images/DIGEST/criu/*.img      CRIU's images, each with its digest in the manifest
+//! images/DIGEST/map/*.img       the same with mapped memory, see `edit::describe_mapped`
 //! names/NAME                    a digest
 //! staging/                      images being made, each locked by who makes it
 //! instances/                    see the module `instance`
@@ -96,6 +97,11 @@ impl Image {
     /// The folder of CRIU's images.
     pub fn criu_folder(&self) -> PathBuf {
         self.folder.join("criu")
+    }
+
+    /// The folder of those with mapped memory, if there is any.
+    pub fn map_folder(&self) -> PathBuf {
+        self.folder.join("map")
     }
 
     /// A name if there is one, else the short digest.

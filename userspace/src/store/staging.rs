@@ -62,6 +62,11 @@ impl Staging {
         self.image().join("criu")
     }
 
+    /// For the second description of the processes, with mapped memory.
+    pub fn map(&self) -> PathBuf {
+        self.image().join("map")
+    }
+
     /// Where CRIU writes its log and statistics.
     pub fn work(&self) -> PathBuf {
         self.folder.join("work")

@@ -4,6 +4,9 @@
 //! elsewhere.
 #![expect(unsafe_code, reason = "this is the one place for it")]
 
+pub mod ptrace;
+pub mod seccomp;
+
 use std::{
     ffi::{CString, c_int},
     io,
@@ -215,6 +218,73 @@ pub fn share_memory(first: i32, second: i32) -> bool {
     const KCMP_VM: c_int = 1;
     // SAFETY: takes numbers only; a bad one is an error.
     unsafe { libc::syscall(libc::SYS_kcmp, first, second, KCMP_VM, 0, 0) == 0 }
+}
+
+/// The first page of a file in memory, as long as this lives.
+pub struct Page(*mut libc::c_void);
+
+impl Page {
+    /// Maps it, privately.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub fn map(file: BorrowedFd<'_>) -> io::Result<Self> {
+        let (protection, flags) = (libc::PROT_READ, libc::MAP_PRIVATE);
+        let fd = file.as_raw_fd();
+        // SAFETY: at an address of the kernel's choice; nobody reads or writes it.
+        let page = unsafe { libc::mmap(ptr::null_mut(), 1, protection, flags, fd, 0) };
+        match page {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            page => Ok(Self(page)),
+        }
+    }
+
+    pub fn address(&self) -> u64 {
+        self.0.addr() as u64
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped by `map`, and there are no references into it.
+        let _ = unsafe { libc::munmap(self.0, 1) };
+    }
+}
+
+/// One mapping of a process, as `PROCMAP_QUERY` of linux/fs.h tells of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MapQuery {
+    pub size: u64,
+    pub query_flags: u64,
+    pub query_addr: u64,
+    pub vma_start: u64,
+    pub vma_end: u64,
+    pub vma_flags: u64,
+    pub vma_page_size: u64,
+    pub vma_offset: u64,
+    pub inode: u64,
+    pub dev_major: u32,
+    pub dev_minor: u32,
+    pub vma_name_size: u32,
+    pub build_id_size: u32,
+    pub vma_name_addr: u64,
+    pub build_id_addr: u64,
+}
+
+/// Looks up a mapping in an open `/proc/PID/maps`; see ioctl_procmap_query(2). The size is filled
+/// in; names and build ids are not asked for.
+///
+/// # Errors
+/// `ENOENT` if there is none, `ENOTTY` if the kernel cannot (before Linux 6.11).
+pub fn query_map(maps: BorrowedFd<'_>, mut query: MapQuery) -> io::Result<MapQuery> {
+    const PROCMAP_QUERY: libc::Ioctl =
+        (3 << 30 | (size_of::<MapQuery>() as u32) << 16 | (b'f' as u32) << 8 | 17) as libc::Ioctl;
+    query.size = size_of::<MapQuery>() as u64;
+    (query.vma_name_size, query.build_id_size) = (0, 0);
+    // SAFETY: `query` is of the size in the request, has buffers of no length, and outlives the call.
+    check(unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, &raw mut query) })?;
+    Ok(query)
 }
 
 fn check(result: c_int) -> io::Result<c_int> {

@@ -1,0 +1,610 @@
+//! Memory that a restore maps instead of copying it.
+//!
+//! CRIU writes the pages of each process to a file, in the order of their addresses. Where many of
+//! them are near each other, [`lay_out`] closes the gaps with pages of zeros, which take no room on
+//! disk; after that, such a region is one piece of the file. [`describe_mapped`] writes a second
+//! description of the same processes, in which those regions are private mappings of that file,
+//! which is shared by all copies, and only the rest is left to be copied.
+//!
+//! Invariant: both descriptions give the same memory.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, symlink},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    EditError, FILES, file_entry,
+    image::{Image, Kind},
+    mm_entry, pagemap_entry, pagemap_head, reg_file_entry, vma_entry,
+    wire::{Field, Message, Value},
+};
+
+/// A region has at least so many pages: fewer are copied faster than they are mapped and touched.
+const SMALLEST_REGION: u64 = 16;
+
+/// Pages nearer to each other than this are of one region. What lies between them is copied as
+/// zeros by a restore that does not map, so it must stay little.
+const WIDEST_GAP: u64 = 4;
+
+/// The number of ranges that [`Mapped::ranges`] has at most.
+const MOST_RANGES: usize = 64;
+
+/// The memory of an image that can be mapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapped {
+    /// The files with the pages, in the folder `criu`.
+    pub files: Vec<String>,
+    /// All addresses at which they are mapped, in any of the processes, lie in these: the first,
+    /// and that behind the last.
+    pub ranges: Vec<(u64, u64)>,
+    /// How much is mapped, in all processes.
+    pub bytes: u64,
+}
+
+/// CRIU's name for the file of that number in [`Mapped::files`], which a restore hands to it.
+pub fn inherited_name(number: usize) -> String {
+    format!("warmimg-memory-{number}")
+}
+
+/// Pages that follow each other in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    address: u64,
+    pages: u64,
+}
+
+impl Run {
+    fn end(self) -> u64 {
+        self.address + self.pages * page_size()
+    }
+}
+
+/// A piece of the memory of a process that is to be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Region {
+    run: Run,
+    /// Where it begins in the file with the pages, in bytes.
+    offset: u64,
+}
+
+/// The memory of a process in an image.
+struct Memory {
+    pid: String,
+    mm: Image,
+    pagemap: Image,
+    pages_id: u64,
+}
+
+impl Memory {
+    fn read(images: &Path, pid: &str) -> Result<Self, EditError> {
+        let path = images.join(format!("pagemap-{pid}.img"));
+        let pagemap = Image::read(&path, Kind::Pagemap)?;
+        let head = pagemap.entries.first();
+        let pages_id = head.and_then(|head| head.number(pagemap_head::PAGES_ID));
+        Ok(Self {
+            pid: pid.to_owned(),
+            mm: Image::read(&images.join(format!("mm-{pid}.img")), Kind::Mm)?,
+            pagemap,
+            pages_id: pages_id.ok_or(EditError::Malformed {
+                path,
+                what: "it does not name its pages",
+            })?,
+        })
+    }
+
+    /// The pages in the order of the file; none if some are elsewhere than in it.
+    fn runs(&self) -> Option<Vec<Run>> {
+        let run = |entry: &Message| {
+            let flags = entry.number(pagemap_entry::FLAGS)?;
+            let pages = entry.number(pagemap_entry::NR_PAGES);
+            (flags & pagemap_entry::PRESENT != 0).then_some(Run {
+                address: entry.number(pagemap_entry::VADDR)?,
+                pages: pages.or_else(|| entry.number(pagemap_entry::COMPAT_NR_PAGES))?,
+            })
+        };
+        self.pagemap.entries.get(1..)?.iter().map(run).collect()
+    }
+
+    fn set_runs(&mut self, runs: &[Run]) {
+        self.pagemap.entries.truncate(1);
+        let entry = |run: &Run| {
+            let field = |number, value| Field {
+                number,
+                value: Value::Varint(value),
+            };
+            Message(vec![
+                field(pagemap_entry::VADDR, run.address),
+                field(pagemap_entry::COMPAT_NR_PAGES, run.pages & 0xffff_ffff),
+                field(pagemap_entry::FLAGS, pagemap_entry::PRESENT),
+                field(pagemap_entry::NR_PAGES, run.pages),
+            ])
+        };
+        self.pagemap.entries.extend(runs.iter().map(entry));
+    }
+
+    /// The mappings, as messages.
+    fn mappings(&self) -> Vec<Message> {
+        let entry = self.mm.entries.first();
+        let fields = entry.map_or(&[][..], |entry| &entry.0);
+        fields
+            .iter()
+            .filter(|field| field.number == mm_entry::VMAS)
+            .filter_map(|field| match &field.value {
+                Value::Bytes(bytes) => Message::parse(bytes),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn set_mappings(&mut self, mappings: &[Message]) {
+        if let Some(entry) = self.mm.entries.first_mut() {
+            let values = mappings.iter().map(|m| Value::Bytes(m.to_bytes()));
+            entry.set(mm_entry::VMAS, values);
+        }
+    }
+
+    /// The first address, and that behind the last, of the mappings whose pages may be mapped.
+    fn mappable(&self) -> Vec<(u64, u64)> {
+        let mappings = self.mappings();
+        // Pieces that fault on purpose are described like mappings, at the end.
+        let guards: Vec<_> = mappings.iter().filter(|m| is_guard(m)).collect();
+        mappings
+            .iter()
+            .filter(|mapping| is_mappable(mapping))
+            .filter_map(extent)
+            .filter(|&(start, end)| {
+                let is_over = |(s, e): (u64, u64)| s < end && start < e;
+                !guards.iter().filter_map(|m| extent(m)).any(is_over)
+            })
+            .collect()
+    }
+
+    /// The groups of pages that are worth being mapped.
+    fn groups(&self, runs: &[Run]) -> Vec<Run> {
+        let mut groups: Vec<Run> = Vec::new();
+        for (start, end) in self.mappable() {
+            let mut group: Option<Run> = None;
+            let mut keep = |group: Option<Run>| {
+                groups.extend(group.filter(|group| group.pages >= SMALLEST_REGION));
+            };
+            let first = runs.partition_point(|run| run.end() <= start);
+            for run in runs[first..].iter().take_while(|run| run.address < end) {
+                let (from, to) = (run.address.max(start), run.end().min(end));
+                match &mut group {
+                    Some(group) if from - group.end() <= WIDEST_GAP * page_size() => {
+                        group.pages = (to - group.address) / page_size();
+                    }
+                    _ => {
+                        let pages = (to - from) / page_size();
+                        keep(group.replace(Run {
+                            address: from,
+                            pages,
+                        }));
+                    }
+                }
+            }
+            keep(group);
+        }
+        groups
+    }
+}
+
+/// The processes of an image that have memory.
+fn processes(images: &Path) -> Result<Vec<String>, EditError> {
+    let fail = |source| EditError::Read {
+        path: images.into(),
+        source,
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(images).map_err(fail)? {
+        let name = entry.map_err(fail)?.file_name();
+        let pid = name.to_str().and_then(|name| {
+            let pid = name.strip_prefix("mm-")?.strip_suffix(".img")?;
+            Some(pid.to_owned())
+        });
+        found.extend(pid);
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn extent(mapping: &Message) -> Option<(u64, u64)> {
+    let number = |field| mapping.number(field);
+    Some((number(vma_entry::START)?, number(vma_entry::END)?))
+}
+
+fn is_guard(mapping: &Message) -> bool {
+    mapping.number(vma_entry::STATUS).unwrap_or(0) & vma_entry::GUARD != 0
+}
+
+/// Whether a mapping of a file can stand for it: private anonymous memory of ordinary pages that
+/// does not grow down as a stack does, and was told nothing that a mapping of a file cannot be.
+fn is_mappable(mapping: &Message) -> bool {
+    let number = |field| mapping.number(field).unwrap_or(0);
+    let unlike = libc::MAP_GROWSDOWN | libc::MAP_HUGETLB | libc::MAP_LOCKED;
+    let status = number(vma_entry::STATUS);
+    status & vma_entry::ANON_PRIVATE != 0
+        && status & !(vma_entry::REGULAR | vma_entry::HEAP | vma_entry::ANON_PRIVATE) == 0
+        && number(vma_entry::FLAGS) & unlike as u64 == 0
+        && number(vma_entry::MADV) & (1 << libc::MADV_WIPEONFORK) == 0
+}
+
+/// Makes the pages of each region follow each other in their file.
+///
+/// # Errors
+/// See [`EditError`].
+pub fn lay_out(images: &Path) -> Result<(), EditError> {
+    for pid in processes(images)? {
+        let mut memory = Memory::read(images, &pid)?;
+        let Some(old) = memory.runs() else {
+            continue;
+        };
+        let new = joined(&old, &memory.groups(&old));
+        if new == old {
+            continue;
+        }
+        let path = images.join(format!("pages-{}.img", memory.pages_id));
+        let aside = images.join(format!("pages-{}.img.new", memory.pages_id));
+        spread(&path, &aside, &old, &new)?;
+        memory.set_runs(&new);
+        memory.pagemap.write()?;
+        fs::rename(&aside, &path).map_err(|source| EditError::Write { path, source })?;
+    }
+    Ok(())
+}
+
+/// Runs in which each group is one; what is in none stays as it is.
+fn joined(runs: &[Run], groups: &[Run]) -> Vec<Run> {
+    let mut new = Vec::new();
+    let mut groups = groups.iter().copied().peekable();
+    let mut begun = None;
+    for &run in runs {
+        // A run can be cut by groups, as it can be of several mappings.
+        let mut rest = run;
+        while rest.pages > 0 {
+            while groups.next_if(|group| group.end() <= rest.address).is_some() {}
+            let (piece, group) = match groups.peek() {
+                Some(group) if group.address <= rest.address => {
+                    (rest.end().min(group.end()), Some(*group))
+                }
+                Some(group) => (rest.end().min(group.address), None),
+                None => (rest.end(), None),
+            };
+            let pages = (piece - rest.address) / page_size();
+            match group {
+                Some(group) if begun == Some(group) => {}
+                Some(group) => new.push(group),
+                None => new.push(Run {
+                    address: rest.address,
+                    pages,
+                }),
+            }
+            begun = group.or(begun);
+            rest = Run {
+                address: piece,
+                pages: rest.pages - pages,
+            };
+        }
+    }
+    new
+}
+
+/// Copies pages to where they are in a file with other runs, and leaves holes between.
+fn spread(from: &Path, to: &Path, old: &[Run], new: &[Run]) -> Result<(), EditError> {
+    let write = |source| EditError::Write {
+        path: to.into(),
+        source,
+    };
+    let source = open(from)?;
+    let target = create(to).map_err(write)?;
+    let (mut place, mut begin) = (new.iter(), 0);
+    let mut current = place.next();
+    let mut offset = 0;
+    for run in old {
+        let mut address = run.address;
+        while address < run.end() {
+            let Some(into) = current else {
+                return Ok(());
+            };
+            if address >= into.end() {
+                begin += into.pages * page_size();
+                current = place.next();
+                continue;
+            }
+            let len = run.end().min(into.end()) - address;
+            copy(&source, offset, &target, begin + address - into.address, len).map_err(write)?;
+            address += len;
+            offset += len;
+        }
+    }
+    let pages: u64 = new.iter().map(|run| run.pages).sum();
+    target.set_len(pages * page_size()).map_err(write)
+}
+
+/// Describes the processes of an image once more, in a new folder beside it: their regions are
+/// mapped. What does not differ is linked. Without any region, there is no such folder.
+///
+/// # Errors
+/// See [`EditError`].
+pub fn describe_mapped(images: &Path, folder: &Path) -> Result<Mapped, EditError> {
+    let mut files = Image::read(&images.join(FILES), Kind::Files)?.at(folder.join(FILES));
+    let mut mapped = Mapped::default();
+    let mut written = Vec::new();
+    for pid in processes(images)? {
+        let memory = Memory::read(images, &pid)?;
+        let Some(runs) = memory.runs() else {
+            continue;
+        };
+        let regions = regions(&runs, &memory.groups(&runs));
+        if regions.is_empty() {
+            continue;
+        }
+        if mapped.files.is_empty() {
+            let made = fs::DirBuilder::new().mode(0o700).create(folder);
+            made.map_err(|source| EditError::Write {
+                path: folder.into(),
+                source,
+            })?;
+        }
+        let number = mapped.files.len() + 1;
+        let id = add_file(&mut files, number);
+        mapped.files.push(format!("pages-{}.img", memory.pages_id));
+        mapped.bytes += regions.iter().map(|r| r.run.pages * page_size()).sum::<u64>();
+        let ends = |region: &Region| (region.run.address, region.run.end());
+        mapped.ranges.extend(regions.iter().map(ends));
+        written.extend(describe_process(memory, (images, folder), &runs, &regions, id)?);
+    }
+    if mapped.files.is_empty() {
+        return Ok(mapped);
+    }
+    mapped.ranges = cover(mapped.ranges, MOST_RANGES);
+    files.write()?;
+    written.push(FILES.to_owned());
+    link_others(images, folder, &[written, mapped.files.clone()].concat())?;
+    Ok(mapped)
+}
+
+/// The regions, with their places in the file.
+fn regions(runs: &[Run], groups: &[Run]) -> Vec<Region> {
+    let mut offset = 0;
+    let mut places = BTreeMap::new();
+    for run in runs {
+        places.insert(run.address, (*run, offset));
+        offset += run.pages * page_size();
+    }
+    let place = |group: &Run| {
+        let (run, begin) = places.range(..=group.address).next_back()?.1;
+        (group.end() <= run.end()).then_some(Region {
+            run: *group,
+            offset: begin + group.address - run.address,
+        })
+    };
+    groups.iter().filter_map(place).collect()
+}
+
+/// Writes the images of a process with mapped regions; returns their names.
+fn describe_process(
+    mut memory: Memory,
+    (images, folder): (&Path, &Path),
+    runs: &[Run],
+    regions: &[Region],
+    file: u64,
+) -> Result<[String; 3], EditError> {
+    /// Added to the numbers that CRIU gives to files of pages.
+    const COPIED: u64 = 1 << 30;
+    let mappings: Vec<Message> = memory
+        .mappings()
+        .iter()
+        .flat_map(|mapping| divide(mapping, regions, file))
+        .collect();
+    memory.set_mappings(&mappings);
+    let groups: Vec<Run> = regions.iter().map(|region| region.run).collect();
+    let source = open(&images.join(format!("pages-{}.img", memory.pages_id)))?;
+    let copied_id = COPIED | memory.pages_id;
+    let pages = format!("pages-{copied_id}.img");
+    let path = folder.join(&pages);
+    let write = |source| EditError::Write {
+        path: path.clone(),
+        source,
+    };
+    let target = create(&path).map_err(write)?;
+    let (mut kept, mut at) = (Vec::new(), 0);
+    for (run, offset) in without(runs, &groups) {
+        let len = run.pages * page_size();
+        copy(&source, offset, &target, at, len).map_err(write)?;
+        at += len;
+        kept.push(run);
+    }
+    memory.set_runs(&kept);
+    if let Some(head) = memory.pagemap.entries.first_mut() {
+        head.replace_number(pagemap_head::PAGES_ID, copied_id);
+    }
+    let mm = format!("mm-{}.img", memory.pid);
+    let pagemap = format!("pagemap-{}.img", memory.pid);
+    memory.mm.at(folder.join(&mm)).write()?;
+    memory.pagemap.at(folder.join(&pagemap)).write()?;
+    Ok([mm, pagemap, pages])
+}
+
+/// The runs that are in no group, with their places in the file. Groups are parts of runs.
+fn without(runs: &[Run], groups: &[Run]) -> Vec<(Run, u64)> {
+    let mut kept = Vec::new();
+    let mut groups = groups.iter().peekable();
+    let mut offset = 0;
+    for run in runs {
+        let mut address = run.address;
+        let mut keep = |from: u64, to: u64| {
+            if from < to {
+                let pages = (to - from) / page_size();
+                let run_at = Run {
+                    address: from,
+                    pages,
+                };
+                kept.push((run_at, offset + from - run.address));
+            }
+        };
+        while let Some(group) = groups.next_if(|group| group.address < run.end()) {
+            keep(address, group.address);
+            address = group.end();
+        }
+        keep(address, run.end());
+        offset += run.pages * page_size();
+    }
+    kept
+}
+
+/// A mapping cut into the regions within it, which become mappings of a file, and what is between.
+fn divide(mapping: &Message, regions: &[Region], file: u64) -> Vec<Message> {
+    let Some((start, end)) = extent(mapping).filter(|_| is_mappable(mapping)) else {
+        return vec![mapping.clone()];
+    };
+    let piece = |from: u64, to: u64| {
+        let mut piece = mapping.clone();
+        piece.replace_number(vma_entry::START, from);
+        piece.replace_number(vma_entry::END, to);
+        piece
+    };
+    let mut pieces = Vec::new();
+    let mut at = start;
+    let first = regions.partition_point(|region| region.run.end() <= start);
+    for region in regions[first..].iter().take_while(|r| r.run.address < end) {
+        if at < region.run.address {
+            pieces.push(piece(at, region.run.address));
+        }
+        let mut mapped = piece(region.run.address, region.run.end());
+        let number = |field| mapping.number(field).unwrap_or(0);
+        let status = number(vma_entry::STATUS) & !vma_entry::ANON_PRIVATE;
+        let flags = number(vma_entry::FLAGS) & !(libc::MAP_ANONYMOUS as u64);
+        mapped.replace_number(vma_entry::STATUS, status | vma_entry::FILE_PRIVATE);
+        mapped.replace_number(vma_entry::FLAGS, flags);
+        mapped.replace_number(vma_entry::PGOFF, region.offset);
+        mapped.replace_number(vma_entry::SHMID, file);
+        mapped.set(vma_entry::FDFLAGS, [Value::Varint(libc::O_RDONLY as u64)]);
+        pieces.push(mapped);
+        at = region.run.end();
+    }
+    if at < end {
+        pieces.push(piece(at, end));
+    }
+    pieces
+}
+
+/// Adds the file with that number to the description of files; returns its id.
+fn add_file(files: &mut Image, number: usize) -> u64 {
+    let ids = files.entries.iter();
+    let id = ids.filter_map(|entry| entry.number(file_entry::ID)).max();
+    let id = id.unwrap_or(0) + 1;
+    let field = |number, value| Field { number, value };
+    let zeros = |fields: std::ops::RangeInclusive<u32>| {
+        let fields = fields.map(|number| field(number, Value::Varint(0)));
+        Value::Bytes(Message(fields.collect()).to_bytes())
+    };
+    let name = format!("/{}", inherited_name(number));
+    let file = Message(vec![
+        field(reg_file_entry::ID, Value::Varint(id)),
+        field(reg_file_entry::FLAGS, Value::Varint(libc::O_RDONLY as u64)),
+        field(reg_file_entry::POS, Value::Varint(0)),
+        // `fown_entry`: nobody is told of it by a signal.
+        field(reg_file_entry::FOWN, zeros(1..=5)),
+        field(reg_file_entry::NAME, Value::Bytes(name.into_bytes())),
+    ]);
+    files.entries.push(Message(vec![
+        field(file_entry::TYPE, Value::Varint(file_entry::TYPE_REG)),
+        field(file_entry::ID, Value::Varint(id)),
+        field(file_entry::REG, Value::Bytes(file.to_bytes())),
+    ]));
+    id
+}
+
+/// Links what another folder has and is not among `written`.
+fn link_others(images: &Path, folder: &Path, written: &[String]) -> Result<(), EditError> {
+    let read = |source| EditError::Read {
+        path: images.into(),
+        source,
+    };
+    for entry in fs::read_dir(images).map_err(read)? {
+        let name = entry.map_err(read)?.file_name();
+        if written.iter().any(|written| name == written.as_str()) {
+            continue;
+        }
+        // Both folders move together.
+        let beside = images.file_name().unwrap_or_default();
+        let target = Path::new("..").join(beside).join(&name);
+        let link = folder.join(&name);
+        symlink(target, &link).map_err(|source| EditError::Write { path: link, source })?;
+    }
+    Ok(())
+}
+
+/// At most `most` ranges that cover all of these, and as little else as possible.
+fn cover(mut ranges: Vec<(u64, u64)>, most: usize) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut cover: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in ranges {
+        match cover.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => cover.push((start, end)),
+        }
+    }
+    // The widest gaps stay.
+    let mut gaps: Vec<u64> = cover.windows(2).map(|pair| pair[1].0 - pair[0].1).collect();
+    gaps.sort_unstable_by(|a, b| b.cmp(a));
+    let Some(&narrowest) = gaps.get(most.saturating_sub(1)) else {
+        return cover;
+    };
+    let mut joined: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in cover {
+        match joined.last_mut() {
+            Some(last) if start - last.1 <= narrowest => last.1 = end,
+            _ => joined.push((start, end)),
+        }
+    }
+    joined
+}
+
+fn open(path: &Path) -> Result<fs::File, EditError> {
+    fs::File::open(path).map_err(|source| EditError::Read {
+        path: path.into(),
+        source,
+    })
+}
+
+fn create(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().write(true).create_new(true).open(path)
+}
+
+/// Copies a part of a file, in the kernel where it can.
+fn copy(from: &fs::File, at: u64, to: &fs::File, place: u64, len: u64) -> io::Result<()> {
+    let (mut read_at, mut write_at) = (at, place);
+    while read_at < at + len {
+        let left = (at + len - read_at) as usize;
+        let copied =
+            rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), left);
+        match copied {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            // Not every file system can, nor from one to another.
+            Err(rustix::io::Errno::XDEV | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
+                let mut buffer = vec![0; left.min(1 << 20)];
+                from.read_exact_at(&mut buffer, read_at)?;
+                to.write_all_at(&buffer, write_at)?;
+                read_at += buffer.len() as u64;
+                write_at += buffer.len() as u64;
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn page_size() -> u64 {
+    rustix::param::page_size() as u64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! The seccomp filter that tells the guard of the calls it has to look at.
+//!
+//! Every system call of an instance passes it, so it asks for the number first: those of no interest
+//! always get the same answer, which the kernel remembers and no longer runs the filter for. For
+//! the others it looks at the addresses; only those near mapped memory stop.
+
+use std::mem::offset_of;
+
+use crate::sys::seccomp::Instruction;
+
+/// The number of the architecture that this is compiled for; see linux/audit.h.
+pub(super) const NATIVE: u32 = if cfg!(target_arch = "x86_64") {
+    0xc000_003e
+} else {
+    0xc000_00b7
+};
+
+/// The bit of x32 in the number of a system call; it tells the same calls.
+pub(super) const X32: u32 = 0x4000_0000;
+
+/// madvise(2) and mremap(2) of i386, which a 64-bit process can call as well.
+const MADVISE_32: u32 = 219;
+const MREMAP_32: u32 = 163;
+
+/// The advice that differs between anonymous memory and a mapped file. `COLLAPSE` and `GUARD_INSTALL`
+/// are those of linux/mman.h.
+pub(super) const COLLAPSE: i32 = 25;
+pub(super) const GUARD_INSTALL: i32 = 102;
+const ADVICE: [i32; 7] = [
+    libc::MADV_DONTNEED,
+    libc::MADV_FREE,
+    libc::MADV_REMOVE,
+    libc::MADV_WIPEONFORK,
+    libc::MADV_DONTNEED_LOCKED,
+    COLLAPSE,
+    GUARD_INSTALL,
+];
+
+/// Whether the guard has to look at this advice.
+pub(super) fn differs(advice: i32) -> bool {
+    ADVICE.contains(&advice)
+}
+
+/// Begins the filter, so that it is known again in an image.
+pub const MARK: u32 = 0x7761_726d;
+
+/// Where the sum of the first two arguments is kept, low half and high half, and one more.
+const END: [u32; 2] = [0, 1];
+const CARRY: u32 = 2;
+
+/// The filter for these ranges of addresses: the first address, and that behind the last.
+pub fn program(ranges: &[(u64, u64)]) -> Vec<Instruction> {
+    use libc::{BPF_ABS, BPF_ADD, BPF_ALU, BPF_AND, BPF_IMM, BPF_JEQ, BPF_JGE, BPF_K, BPF_LD};
+    use libc::{BPF_JMP, BPF_RET, BPF_W, BPF_X};
+    let load = |offset: usize| statement(BPF_LD | BPF_W | BPF_ABS, offset as u32);
+    let number = || load(offset_of!(libc::seccomp_data, nr));
+    let argument = |index: usize, half: usize| {
+        load(offset_of!(libc::seccomp_data, args) + 8 * index + 4 * half)
+    };
+    let allow = || statement(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW);
+    let notify = || statement(BPF_RET | BPF_K, libc::SECCOMP_RET_USER_NOTIF);
+    let is = |value: u32, yes: u8, no: u8| jump(BPF_JMP | BPF_JEQ | BPF_K, value, yes, no);
+
+    let mut filter = vec![
+        // Numbers of another architecture: few that matter.
+        load(offset_of!(libc::seccomp_data, arch)),
+        is(NATIVE, 5, 0),
+        number(),
+        is(MADVISE_32, 2, 0),
+        is(MREMAP_32, 1, 0),
+        allow(),
+        notify(),
+        number(),
+        statement(BPF_ALU | BPF_AND | BPF_K, !X32),
+        is(libc::SYS_mremap as u32, ADVICE.len() as u8 + 5, 0),
+        is(libc::SYS_madvise as u32, 2, 0),
+        is(libc::SYS_process_madvise as u32, 0, ADVICE.len() as u8 + 2),
+        notify(),
+        argument(2, 0),
+    ];
+    // Each goes to what is behind the `allow` that ends them.
+    filter.extend((0..ADVICE.len()).map(|place| {
+        let behind = (ADVICE.len() - place) as u8;
+        is(ADVICE[place] as u32, behind, 0)
+    }));
+    filter.push(allow());
+    // The mark is here and not at the begin, where it would cost each call.
+    filter.push(statement(BPF_LD | BPF_IMM, MARK));
+    // The end of the range of the call, in 64 bits.
+    filter.extend([
+        argument(1, 0),
+        statement(libc::BPF_MISC | libc::BPF_TAX, 0),
+        argument(0, 0),
+        statement(BPF_ALU | BPF_ADD | BPF_X, 0),
+        statement(libc::BPF_ST, END[0]),
+        jump(BPF_JMP | BPF_JGE | BPF_X, 0, 2, 0),
+        statement(BPF_LD | BPF_IMM, 1),
+        jump(BPF_JMP | libc::BPF_JA, 1, 0, 0),
+        statement(BPF_LD | BPF_IMM, 0),
+        statement(libc::BPF_ST, CARRY),
+        argument(1, 1),
+        statement(libc::BPF_MISC | libc::BPF_TAX, 0),
+        argument(0, 1),
+        statement(BPF_ALU | BPF_ADD | BPF_X, 0),
+        statement(libc::BPF_MISC | libc::BPF_TAX, 0),
+        statement(BPF_LD | libc::BPF_MEM, CARRY),
+        statement(BPF_ALU | BPF_ADD | BPF_X, 0),
+        statement(libc::BPF_ST, END[1]),
+    ]);
+    for &(first, behind) in ranges {
+        let (first, behind) = (halves(first + 1), halves(behind));
+        let above = |value: u32, yes: u8, no: u8| {
+            jump(BPF_JMP | libc::BPF_JGT | BPF_K, value, yes, no)
+        };
+        filter.extend([
+            // Not if it begins behind the range: goes to the next.
+            argument(0, 1),
+            above(behind[1], 9, 0),
+            is(behind[1], 0, 2),
+            argument(0, 0),
+            jump(BPF_JMP | BPF_JGE | BPF_K, behind[0], 6, 0),
+            // Nor if it ends before it.
+            statement(BPF_LD | libc::BPF_MEM, END[1]),
+            above(first[1], 3, 0),
+            is(first[1], 0, 3),
+            statement(BPF_LD | libc::BPF_MEM, END[0]),
+            jump(BPF_JMP | BPF_JGE | BPF_K, first[0], 0, 1),
+            notify(),
+        ]);
+    }
+    filter.push(allow());
+    filter
+}
+
+fn halves(address: u64) -> [u32; 2] {
+    [address as u32, (address >> 32) as u32]
+}
+
+fn statement(code: u32, k: u32) -> Instruction {
+    jump(code, k, 0, 0)
+}
+
+fn jump(code: u32, k: u32, jt: u8, jf: u8) -> Instruction {
+    Instruction {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the filter answers for a call, by the rules of the kernel's networking/filter.rst.
+    fn run(program: &[Instruction], arch: u32, nr: u32, args: [u64; 3]) -> u32 {
+        let mut data = [nr, arch, 0, 0].to_vec();
+        data.extend(args.iter().flat_map(|&value| halves(value)));
+        let (mut a, mut x, mut memory, mut at) = (0_u32, 0_u32, [0_u32; 16], 0);
+        loop {
+            let Instruction { code, jt, jf, k } = program[at];
+            at += 1;
+            let mut branch = |is: bool| at += usize::from(if is { jt } else { jf });
+            match u32::from(code) {
+                0x20 => a = data[k as usize / 4],
+                0x00 => a = k,
+                0x60 => a = memory[k as usize],
+                0x02 => memory[k as usize] = a,
+                0x07 => x = a,
+                0x0c => a = a.wrapping_add(x),
+                0x54 => a &= k,
+                0x05 => at += k as usize,
+                0x15 => branch(a == k),
+                0x25 => branch(a > k),
+                0x35 => branch(a >= k),
+                0x3d => branch(a >= x),
+                0x06 => return k,
+                other => panic!("unknown code {other:#x}"),
+            }
+        }
+    }
+
+    const MADVISE: u32 = libc::SYS_madvise as u32;
+    const MREMAP: u32 = libc::SYS_mremap as u32;
+    const DONTNEED: u64 = libc::MADV_DONTNEED as u64;
+
+    #[test]
+    fn only_calls_near_mapped_memory_are_told_of() {
+        let ranges = [
+            (0x5555_0000_0000, 0x5555_0010_0000),
+            (0x7fff_ffff_0000, 0x8000_0001_0000),
+        ];
+        let program = program(&ranges);
+        let stops = |nr, args| run(&program, NATIVE, nr, args) == libc::SECCOMP_RET_USER_NOTIF;
+        for (start, behind) in ranges {
+            for (from, len, is_near) in [
+                (start, 0x1000, true),
+                (start - 0x1000, 0x1000, false),
+                (start - 0x1000, 0x1001, true),
+                (start - 0x1_0000_0000, 0x1_0000_1000, true),
+                (start - 0x1_0000_0000, 0xffff_f000, false),
+                (behind - 0x1000, 0x1000, true),
+                (behind, 0x1000, false),
+                (0x1000, 0x7fff_ffff_f000, true),
+                (0xffff_8000_0000_0000, 0x1000, false),
+            ] {
+                for nr in [MADVISE, MREMAP, MADVISE | X32] {
+                    let args = [from, len, DONTNEED];
+                    assert_eq!(stops(nr, args), is_near, "{nr} {from:#x} {len:#x}");
+                }
+            }
+            assert!(!stops(MADVISE, [start, 0x1000, libc::MADV_WILLNEED as u64]));
+            assert!(!stops(libc::SYS_munmap as u32, [start, 0x1000, 0]));
+        }
+        assert!(stops(libc::SYS_process_madvise as u32, [3, 0, 1]));
+        for (nr, is_told) in [(MADVISE_32, true), (MREMAP_32, true), (MADVISE, false)] {
+            let answer = run(&program, 0x4000_0003, nr, [0; 3]);
+            assert_eq!(answer == libc::SECCOMP_RET_USER_NOTIF, is_told);
+        }
+    }
+
+    #[test]
+    fn the_kernel_takes_the_largest() {
+        const MOST_INSTRUCTIONS: usize = 4096;
+        let ranges: Vec<_> = (1..=64).map(|n| (n << 32, (n << 32) + 4096)).collect();
+        assert!(program(&ranges).len() < MOST_INSTRUCTIONS);
+    }
+}

@@ -1,0 +1,359 @@
+//! Guards memory that is mapped from an image, so that it behaves as the anonymous memory that the
+//! server took it for.
+//!
+//! A private mapping of a file is anonymous memory in all but a few system calls: thrown away by
+//! `MADV_DONTNEED`, its pages are those of the file again and not zeros, `MADV_FREE` fails, and what
+//! mremap(2) adds is what follows in the file. So a seccomp filter (see [`filter`]) stops these calls
+//! where they concern mapped memory, before they do anything; the guard, which is init, has the
+//! thread put anonymous memory in place of the mapping, and then begin its call anew.
+//!
+//! Invariants: mapped memory never leaves the ranges of the filter, as what mremap(2) would move is
+//! made anonymous before. Each range is replaced once. If the guard cannot do its work, its instance
+//! ends.
+
+pub mod filter;
+mod mappings;
+mod replace;
+mod tracee;
+
+use std::{
+    fs,
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
+
+use serde::{Deserialize, Serialize};
+
+use self::{
+    mappings::{FileId, Mapping, Mappings},
+    replace::Replacement,
+    tracee::TraceError,
+};
+use crate::sys::{
+    self,
+    seccomp::{self, Answer, Notification},
+};
+
+/// Why memory cannot be guarded here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsupported {
+    #[error("mapped memory is guarded on x86-64 only")]
+    Architecture,
+    #[error("the kernel has no seccomp filters that notify (CONFIG_SECCOMP_FILTER, Linux 5.19)")]
+    Kernel,
+    #[error("warmimg itself runs under a seccomp filter that notifies, and there can be only one")]
+    Nested,
+}
+
+/// Why an instance can no longer be guarded.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    #[error("cannot receive a notification of the seccomp filter")]
+    Receive(#[source] io::Error),
+    #[error("cannot answer a notification of the seccomp filter")]
+    Answer(#[source] io::Error),
+    #[error("cannot read the mappings of process {pid}")]
+    Mappings { pid: i32, source: io::Error },
+    #[error("cannot copy memory of process {pid}")]
+    Memory { pid: i32, source: io::Error },
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+}
+
+/// What a guard has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// System calls that were stopped and looked at.
+    pub calls: u64,
+    /// Ranges that were replaced by fresh memory, as their content was thrown away.
+    pub fresh: u64,
+    pub fresh_bytes: u64,
+    /// Ranges that were replaced by a copy.
+    pub copied: u64,
+    pub copied_bytes: u64,
+    /// Calls on mapped memory that had to fail, as another process traces the thread.
+    pub refused: u64,
+}
+
+/// Whether memory can be guarded here.
+///
+/// # Errors
+/// See [`Unsupported`].
+pub fn supported() -> Result<(), Unsupported> {
+    if !cfg!(target_arch = "x86_64") {
+        return Err(Unsupported::Architecture);
+    }
+    let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail");
+    let can_notify = actions.is_ok_and(|text| text.split(' ').any(|word| word == "user_notif"));
+    match can_notify {
+        true => Ok(()),
+        false => Err(Unsupported::Kernel),
+    }
+}
+
+/// The guard of an instance.
+pub struct Guard {
+    listener: OwnedFd,
+    files: Vec<FileId>,
+    counters: Counters,
+}
+
+/// What the guard does about a call.
+enum Deed {
+    /// Nothing: it is carried out.
+    Let,
+    /// It is carried out after this.
+    Replace(Replacement),
+    /// It fails as it would on anonymous memory.
+    Fail(i32),
+}
+
+impl Guard {
+    /// A guard that gets its notifications by `listener`, of memory mapped from these files.
+    ///
+    /// # Errors
+    /// What mmap(2) says, or what reading its own mappings says.
+    pub fn new(listener: OwnedFd, files: &[BorrowedFd<'_>]) -> io::Result<Self> {
+        let identify = |file: &BorrowedFd<'_>| {
+            let page = sys::Page::map(*file)?;
+            let own = Mappings::of(std::process::id() as i32)?.at_or_behind(page.address())?;
+            Ok(own.ok_or(io::ErrorKind::NotFound)?.file)
+        };
+        let files: io::Result<Vec<FileId>> = files.iter().map(identify).collect();
+        Ok(Self {
+            listener,
+            files: files?,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Becomes readable with a notification.
+    pub fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Serves the notification that has come.
+    ///
+    /// # Errors
+    /// See [`GuardError`]: the instance must not go on then.
+    pub fn serve(&mut self) -> Result<(), GuardError> {
+        let notification = match seccomp::receive(self.listener.as_fd()) {
+            Ok(notification) => notification,
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(GuardError::Receive(error)),
+        };
+        self.counters.calls += 1;
+        match self.look_at(&notification) {
+            // It was killed meanwhile.
+            Err(GuardError::Trace(TraceError::Gone(_))) => Ok(()),
+            Err(GuardError::Mappings { source, .. }) if is_gone(&source) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn look_at(&mut self, notification: &Notification) -> Result<(), GuardError> {
+        let tid = notification.pid as i32;
+        let deed = self.deed(notification).map_err(|source| GuardError::Mappings {
+            pid: tid,
+            source,
+        })?;
+        match deed {
+            Deed::Let => self.answer(notification, Answer::Continue),
+            Deed::Fail(errno) => self.answer(notification, Answer::Return(errno)),
+            Deed::Replace(replacement) => self.replace(notification, &replacement),
+        }
+    }
+
+    fn replace(
+        &mut self,
+        notification: &Notification,
+        replacement: &Replacement,
+    ) -> Result<(), GuardError> {
+        /// The kernel's `ERESTARTNOINTR`: the call begins anew, whatever signals there are.
+        const RESTART: i32 = 513;
+        let tid = notification.pid as i32;
+        let seized = match tracee::Seized::new(tid) {
+            Err(TraceError::Traced(_)) => {
+                let is_done = replacement.carry_out_from_outside(tid)?;
+                self.counters.refused += u64::from(!is_done);
+                // Else it fails as if there were no memory.
+                let errno = if is_done { 0 } else { libc::ENOMEM };
+                return self.answer(notification, Answer::Return(errno));
+            }
+            seized => seized?,
+        };
+        // It stops before it is back in user mode, and before any signal is delivered.
+        self.answer(notification, Answer::Return(RESTART))?;
+        let thread = seized.stopped()?;
+        let behind = notification.data.instruction_pointer;
+        replacement.carry_out(thread, behind, &mut self.counters)
+    }
+
+    fn answer(&self, notification: &Notification, answer: Answer) -> Result<(), GuardError> {
+        match seccomp::answer(self.listener.as_fd(), notification.id, answer) {
+            Err(error) if !is_gone(&error) => Err(GuardError::Answer(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_mapped(&self, mapping: &Mapping) -> bool {
+        !mapping.is_shared && self.files.contains(&mapping.file)
+    }
+
+    /// What to do about a call.
+    fn deed(&self, notification: &Notification) -> io::Result<Deed> {
+        let tid = notification.pid as i32;
+        let data = &notification.data;
+        let mut mappings = Mappings::of(tid)?;
+        if data.arch != filter::NATIVE {
+            let arguments = data.args.map(|argument| argument & u64::from(u32::MAX));
+            let found = mappings.within(range(arguments[0], arguments[1]))?;
+            // A thread cannot be made to execute calls of ours by the instruction of another
+            // architecture.
+            return Ok(match found.iter().any(|m| self.is_mapped(m)) {
+                true => Deed::Fail(libc::ENOMEM),
+                false => Deed::Let,
+            });
+        }
+        match libc::c_long::from(data.nr) & !libc::c_long::from(filter::X32) {
+            libc::SYS_madvise => {
+                let range = range(data.args[0], data.args[1]);
+                self.advice(&mut mappings, &[range], data.args[2] as i32)
+            }
+            libc::SYS_process_madvise => {
+                let advice = data.args[3] as i32;
+                if !is_own(tid, data.args[0] as i32) || !filter::differs(advice) {
+                    return Ok(Deed::Let);
+                }
+                let ranges = ranges(tid, data.args[1], data.args[2])?;
+                self.advice(&mut mappings, &ranges, advice)
+            }
+            libc::SYS_mremap => self.remap(&mut mappings, data.args),
+            _ => Ok(Deed::Let),
+        }
+    }
+
+    fn advice(
+        &self,
+        mappings: &mut Mappings,
+        ranges: &[(u64, u64)],
+        advice: i32,
+    ) -> io::Result<Deed> {
+        let mut mapped = Vec::new();
+        for &range in ranges {
+            let found = mappings.within(range)?;
+            // A range that is not whole pages is refused by the kernel.
+            if range.0 % page_size() != 0 || !found.iter().any(|m| self.is_mapped(m)) {
+                continue;
+            }
+            if advice == libc::MADV_REMOVE {
+                // The first that it comes to decides; of a file, it would be EACCES.
+                return Ok(match found.first() {
+                    Some(first) if self.is_mapped(first) => Deed::Fail(libc::EINVAL),
+                    _ => Deed::Let,
+                });
+            }
+            let told = mappings.advice(range)?;
+            for (mapping, told) in found.iter().zip(told) {
+                let keeps_locked = matches!(
+                    advice,
+                    libc::MADV_DONTNEED | libc::MADV_FREE | filter::GUARD_INSTALL
+                );
+                if told.is_locked && keeps_locked {
+                    // The kernel goes no further, with EINVAL.
+                    break;
+                }
+                if self.is_mapped(mapping) {
+                    mapped.push(replace::Piece::of(*mapping, range, told));
+                }
+            }
+        }
+        let keeps_content = matches!(advice, libc::MADV_WIPEONFORK | filter::COLLAPSE);
+        Ok(match (mapped.is_empty(), keeps_content) {
+            (true, _) => Deed::Let,
+            (false, true) => Deed::Replace(Replacement::Copies(
+                mapped.into_iter().map(|piece| vec![piece]).collect(),
+            )),
+            (false, false) => Deed::Replace(Replacement::Fresh(mapped)),
+        })
+    }
+
+    fn remap(&self, mappings: &mut Mappings, arguments: [u64; 6]) -> io::Result<Deed> {
+        let [old, old_len, new_len, flags, ..] = arguments;
+        let moves = (libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP) as u64;
+        let is_aligned = old % page_size() == 0 && old_len != 0;
+        if !is_aligned || (new_len <= old_len && flags & moves == 0) {
+            // What it does not need is unmapped, nothing else.
+            return Ok(Deed::Let);
+        }
+        let range = range(old, old_len);
+        let found = mappings.within(range)?;
+        let own = |mapping: &Mapping| {
+            !mapping.is_shared && (mapping.is_anonymous() || self.is_mapped(mapping))
+        };
+        let is_whole = found.first().is_some_and(|first| first.start <= range.0)
+            && found.last().is_some_and(|last| last.end >= range.1)
+            && found.windows(2).all(|pair| {
+                pair[0].end == pair[1].start && pair[0].protection == pair[1].protection
+            });
+        let is_one_anonymous = matches!(&found[..], [one] if one.is_anonymous());
+        if !is_whole || is_one_anonymous || !found.iter().all(own) {
+            // The kernel refuses what is not whole.
+            return Ok(Deed::Let);
+        }
+        let told = mappings.advice(range)?;
+        let pieces = found.iter().zip(told);
+        let pieces = pieces.map(|(mapping, told)| replace::Piece::of(*mapping, range, told));
+        Ok(Deed::Replace(Replacement::Copies(vec![pieces.collect()])))
+    }
+}
+
+/// The addresses of a call, in whole pages.
+fn range(start: u64, len: u64) -> (u64, u64) {
+    let end = start.saturating_add(len);
+    (start, end.checked_next_multiple_of(page_size()).unwrap_or(end))
+}
+
+fn page_size() -> u64 {
+    rustix::param::page_size() as u64
+}
+
+/// Whether the process or thread is gone.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+/// Whether a descriptor for process_madvise(2) is of the calling process itself.
+fn is_own(tid: i32, pidfd: i32) -> bool {
+    /// `PIDFD_SELF_THREAD` and `PIDFD_SELF_THREAD_GROUP` of linux/pidfd.h.
+    const SELF: [i32; 2] = [-10_000, -10_001];
+    let field = |path: String, name: &str| -> Option<i32> {
+        let text = fs::read_to_string(path).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().parse().ok()
+    };
+    let process = field(format!("/proc/{tid}/status"), "Tgid:");
+    let named = field(format!("/proc/{tid}/fdinfo/{pidfd}"), "Pid:");
+    SELF.contains(&pidfd) || (named.is_some() && named == process)
+}
+
+/// The ranges of process_madvise(2): an array of `struct iovec`.
+fn ranges(tid: i32, array: u64, count: u64) -> io::Result<Vec<(u64, u64)>> {
+    use std::os::unix::fs::FileExt as _;
+    const SIZE: usize = size_of::<libc::iovec>();
+    let count = count.min(libc::UIO_MAXIOV as u64) as usize;
+    let mut bytes = vec![0; count * SIZE];
+    let memory = fs::File::open(format!("/proc/{tid}/mem"))?;
+    if memory.read_exact_at(&mut bytes, array).is_err() {
+        // The kernel finds so, too.
+        return Ok(vec![]);
+    }
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+    let (ranges, _) = bytes.as_chunks::<SIZE>();
+    let range = |iovec: &[u8; SIZE]| range(number(&iovec[..SIZE / 2]), number(&iovec[SIZE / 2..]));
+    Ok(ranges.iter().map(range).collect())
+}

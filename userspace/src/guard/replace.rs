@@ -1,0 +1,257 @@
+//! Puts anonymous memory in place of mapped memory.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io,
+    os::unix::fs::FileExt as _,
+};
+
+use super::{
+    Counters, GuardError, is_gone,
+    mappings::{Advice, Mapping},
+    page_size,
+    tracee::{Caller, Seized, Stopped, TraceError},
+};
+use crate::sys;
+
+/// Memory that nothing was ever written to.
+const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+
+/// A mapping, or a piece of one.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    start: u64,
+    end: u64,
+    protection: i32,
+    advice: Advice,
+}
+
+impl Piece {
+    /// The part of a mapping that lies in a range.
+    pub fn of(mapping: Mapping, range: (u64, u64), advice: Advice) -> Self {
+        Self {
+            start: mapping.start.max(range.0),
+            end: mapping.end.min(range.1),
+            protection: mapping.protection,
+            advice,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// What is to be replaced.
+#[derive(Clone, Debug)]
+pub enum Replacement {
+    /// By memory of zeros: the content is about to be thrown away.
+    Fresh(Vec<Piece>),
+    /// By copies, each of pieces that follow each other and become one.
+    Copies(Vec<Vec<Piece>>),
+}
+
+impl Replacement {
+    /// Replaces it by way of a stopped thread, and lets that begin its system call anew.
+    ///
+    /// # Errors
+    /// See [`GuardError`]: the memory is not what it should be then.
+    pub fn carry_out(
+        &self,
+        thread: Stopped,
+        behind: u64,
+        counters: &mut Counters,
+    ) -> Result<(), GuardError> {
+        let tid = thread.tid();
+        match self {
+            Self::Fresh(pieces) => {
+                let mut caller = Caller::new(thread, behind)?;
+                for piece in pieces {
+                    match make_fresh(&mut caller, piece) {
+                        // There are too many mappings.
+                        Err(TraceError::Call { .. }) => zero(tid, piece)?,
+                        made => made?,
+                    }
+                    counters.fresh += 1;
+                    counters.fresh_bytes += piece.len();
+                }
+                caller.restart()?;
+            }
+            Self::Copies(runs) => {
+                let others = stop_others(tid)?;
+                let mut caller = Caller::new(thread, behind)?;
+                for run in runs {
+                    if !copy(&mut caller, tid, run)? {
+                        caller.fail(libc::ENOMEM)?;
+                        return Ok(());
+                    }
+                    counters.copied += 1;
+                    counters.copied_bytes += run.iter().map(Piece::len).sum::<u64>();
+                }
+                caller.restart()?;
+                drop(others);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same without a thread that could do it, if it can be done; then the call is not needed
+    /// any more.
+    ///
+    /// # Errors
+    /// As [`carry_out`](Self::carry_out).
+    pub fn carry_out_from_outside(&self, tid: i32) -> Result<bool, GuardError> {
+        match self {
+            Self::Fresh(pieces) => {
+                pieces.iter().try_for_each(|piece| zero(tid, piece))?;
+                Ok(true)
+            }
+            Self::Copies(_) => Ok(false),
+        }
+    }
+}
+
+fn make_fresh(caller: &mut Caller, piece: &Piece) -> Result<(), TraceError> {
+    map(caller, piece, piece.start, piece.len())?;
+    advise(caller, piece)
+}
+
+/// Maps fresh memory like a piece.
+fn map(caller: &mut Caller, like: &Piece, start: u64, len: u64) -> Result<u64, TraceError> {
+    let unreserved = match like.advice.is_unreserved {
+        true => libc::MAP_NORESERVE,
+        false => 0,
+    };
+    let flags = (ANONYMOUS | libc::MAP_FIXED | unreserved) as u64;
+    let arguments = [start, len, like.protection as u64, flags, u64::MAX, 0];
+    caller.call("map fresh memory", libc::SYS_mmap, arguments)
+}
+
+/// Tells fresh memory what its predecessor was told.
+fn advise(caller: &mut Caller, piece: &Piece) -> Result<(), TraceError> {
+    for &advice in &piece.advice.advice {
+        let arguments = [piece.start, piece.len(), advice as u64, 0, 0, 0];
+        caller.call("advise on memory", libc::SYS_madvise, arguments)?;
+    }
+    if piece.advice.is_locked {
+        let arguments = [piece.start, piece.len(), 0, 0, 0, 0];
+        caller.call("lock memory", libc::SYS_mlock, arguments)?;
+    }
+    Ok(())
+}
+
+/// Replaces a run by a copy of itself. Returns false if there is no memory for that, and nothing
+/// has been done.
+fn copy(caller: &mut Caller, tid: i32, run: &[Piece]) -> Result<bool, GuardError> {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else {
+        return Ok(true);
+    };
+    let len = last.end - first.start;
+    let flags = (ANONYMOUS | libc::MAP_NORESERVE) as u64;
+    let arguments = [0, len, libc::PROT_NONE as u64, flags, u64::MAX, 0];
+    let aside = match caller.call("reserve memory", libc::SYS_mmap, arguments) {
+        Err(TraceError::Call { .. }) => return Ok(false),
+        aside => aside?,
+    };
+    for piece in run {
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let to = aside + piece.start - first.start;
+        let arguments = [piece.start, piece.len(), piece.len(), flags, to, 0];
+        caller.call("move memory", libc::SYS_mremap, arguments)?;
+    }
+    map(caller, first, first.start, len)?;
+    let copied = transfer(tid, aside, first.start, len);
+    copied.map_err(|source| GuardError::Memory { pid: tid, source })?;
+    let arguments = [aside, len, 0, 0, 0, 0];
+    caller.call("unmap memory", libc::SYS_munmap, arguments)?;
+    for piece in run {
+        advise(caller, piece)?;
+    }
+    Ok(true)
+}
+
+/// Copies memory within a process, but for pages of zeros.
+fn transfer(tid: i32, from: u64, to: u64, len: u64) -> io::Result<()> {
+    const CHUNK: u64 = 1 << 20;
+    let memory = memory_of(tid)?;
+    let page = page_size() as usize;
+    let mut buffer = vec![0; CHUNK as usize];
+    for offset in (0..len).step_by(CHUNK as usize) {
+        let chunk = &mut buffer[..CHUNK.min(len - offset) as usize];
+        memory.read_exact_at(chunk, from + offset)?;
+        // All that lies between two pages of zeros at once.
+        let is_zero = |page: &[u8]| page.iter().all(|&byte| byte == 0);
+        let pages: Vec<&[u8]> = chunk.chunks(page).collect();
+        let mut at = 0;
+        for same in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+            let len = same.iter().map(|page| page.len()).sum::<usize>();
+            if !is_zero(same[0]) {
+                memory.write_all_at(&chunk[at..at + len], to + offset + at as u64)?;
+            }
+            at += len;
+        }
+    }
+    Ok(())
+}
+
+/// Writes zeros to a piece.
+fn zero(tid: i32, piece: &Piece) -> Result<(), GuardError> {
+    let zeros = vec![0; page_size() as usize];
+    let write = || -> io::Result<()> {
+        let memory = memory_of(tid)?;
+        (piece.start..piece.end)
+            .step_by(zeros.len())
+            .try_for_each(|address| memory.write_all_at(&zeros, address))
+    };
+    write().map_err(|source| GuardError::Memory { pid: tid, source })
+}
+
+fn memory_of(tid: i32) -> io::Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).open(format!("/proc/{tid}/mem"))
+}
+
+/// Stops all that share the memory of a thread.
+fn stop_others(tid: i32) -> Result<Vec<Stopped>, GuardError> {
+    let fail = |source| GuardError::Mappings { pid: tid, source };
+    let mut stopped = Vec::new();
+    let mut known = BTreeSet::from([tid]);
+    loop {
+        let new: Vec<i32> = sharers(tid)
+            .map_err(fail)?
+            .into_iter()
+            .filter(|other| known.insert(*other))
+            .collect();
+        if new.is_empty() {
+            return Ok(stopped);
+        }
+        // All are told before the first is waited for.
+        let seized: Vec<_> = new.into_iter().map(Seized::new).collect();
+        for thread in seized {
+            match thread.and_then(Seized::stopped) {
+                Err(TraceError::Gone(_)) => {}
+                thread => stopped.push(thread?),
+            }
+        }
+    }
+}
+
+/// The threads of a process, and those of others with the same memory, as a child in vfork(2).
+fn sharers(tid: i32) -> io::Result<Vec<i32>> {
+    let numbers = |folder: &str| -> io::Result<Vec<i32>> {
+        let entries = match fs::read_dir(folder) {
+            Err(error) if is_gone(&error) => return Ok(vec![]),
+            entries => entries?,
+        };
+        let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+        Ok(entries.flatten().filter_map(number).collect())
+    };
+    let mut found = numbers(&format!("/proc/{tid}/task"))?;
+    for pid in numbers("/proc")? {
+        if !found.contains(&pid) && sys::share_memory(tid, pid) {
+            found.extend(numbers(&format!("/proc/{pid}/task"))?);
+        }
+    }
+    Ok(found)
+}
