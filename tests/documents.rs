@@ -2,7 +2,7 @@
 
 use crate::support::Workspace;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "bench",
     "capture",
     "restore",
@@ -13,6 +13,7 @@ const COMMANDS: [&str; 14] = [
     "checkpoint",
     "images",
     "inspect",
+    "verify",
     "rm",
     "doctor",
     "completions",

@@ -6,6 +6,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::support::{Killed, Workspace, describe, finish, free_port, servers, wait_until};
 
@@ -254,12 +255,34 @@ fn the_image_cannot_be_read() {
         .unwrap()
         .path();
     // CRIU's own images gone: its folder, then its files.
-    fs::rename(image.join("criu"), image.join("gone")).unwrap();
-    let error = workspace.fail(108, ["restore", "plain"]);
-    assert!(error.contains("cannot open the image's folder"), "{error}");
-    fs::create_dir(image.join("criu")).unwrap();
+    let criu = image.join("criu");
+    fs::rename(&criu, image.join("gone")).unwrap();
+    for _ in 0..2 {
+        let error = workspace.fail(108, ["restore", "plain"]);
+        assert!(
+            error.contains("images/") && error.contains(" is missing\nHint: capture it again"),
+            "{error}"
+        );
+        let _ = fs::create_dir(&criu);
+    }
+    // What only CRIU can tell, of an image that is not sealed: one byte is another.
+    fs::remove_dir(&criu).unwrap();
+    fs::rename(image.join("gone"), &criu).unwrap();
+    fs::remove_file(image.join("seal.json")).unwrap();
+    let inventory = criu.join("inventory.img");
+    let mut bytes = fs::read(&inventory).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&inventory, bytes).unwrap();
     let error = workspace.fail(106, ["restore", "plain"]);
     assert!(error.contains("CRIU failed to restore"), "{error}");
+    // A manifest that knows of no files.
+    let manifest = image.join("manifest.json");
+    let mut empty: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    empty["files"] = Value::Array(vec![]);
+    fs::write(&manifest, empty.to_string()).unwrap();
+    fs::remove_dir_all(&criu).unwrap();
+    let error = workspace.fail(108, ["restore", "plain"]);
+    assert!(error.contains("cannot open the image's folder"), "{error}");
     fs::write(image.join("manifest.json"), "{").unwrap();
     let error = workspace.fail(108, ["restore", "plain"]);
     assert!(error.contains("is not valid"), "{error}");
@@ -348,7 +371,7 @@ fn the_disk_is_full() {
 fn errors_are_json_too() {
     let workspace = Workspace::new();
     let error = workspace.fail(107, ["--json", "restore", "nothing"]);
-    let error: serde_json::Value = serde_json::from_str(&error).unwrap();
+    let error: Value = serde_json::from_str(&error).unwrap();
     assert_eq!(
         (&error["type"], &error["exit_code"]),
         (&"error".into(), &107.into())

@@ -18,3 +18,4 @@ mod pools;
 mod publish;
 mod servers;
 mod support;
+mod verify;

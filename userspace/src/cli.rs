@@ -96,6 +96,12 @@ pub enum Command {
     Images,
     /// Show what an image holds
     Inspect(Inspect),
+    /// Check that images are still what was captured
+    ///
+    /// Compares each file with the digest that was made when it was stored. A restore refuses an
+    /// image whose files have been replaced, be it by the same, as when the store has been copied:
+    /// if its content is still what was captured, it can be restored again from then on.
+    Verify(Verify),
     /// Remove images
     Rm(Rm),
     /// Measure the start-up of a server, cold and restored in turn
@@ -390,6 +396,15 @@ pub struct Limit {
 pub struct Inspect {
     /// Name of the image, or the beginning of its digest [default: the newest]
     pub image: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Name of the image, or the beginning of its digest [default: the newest]
+    pub image: Option<String>,
+    /// Check all images
+    #[arg(long, conflicts_with = "image")]
+    pub all: bool,
 }
 
 #[derive(Debug, Args)]

@@ -45,6 +45,7 @@ pub async fn run(
     let version = criu.check(crate::host::kernel_version())?;
     let image = arguments.image.as_deref();
     let image = image.map(|wanted| store.find(Some(wanted))).transpose()?;
+    image.as_ref().map_or(Ok(()), Image::check)?;
     if let Some(stored) = &stored {
         let points = match &image {
             Some(image) => vec![image.manifest.capture.point],

@@ -42,7 +42,7 @@ pub enum ExitCode {
     CriuFailed = 106,
     /// No image is called so.
     UnknownImage = 107,
-    /// The store or an image cannot be read or written.
+    /// The store or an image cannot be read or written, or an image is damaged.
     StoreUnusable = 108,
     /// An address that the image listens on, or a file that it locks, is taken.
     PortTaken = 109,
@@ -134,6 +134,7 @@ impl Error {
                 _ => ExitCode::Failure,
             },
             Self::Restore(error) => match error {
+                RestoreError::Store(error) => store_code(error),
                 RestoreError::PortTaken { .. } | RestoreError::Locked { .. } => ExitCode::PortTaken,
                 RestoreError::NoListener { .. }
                 | RestoreError::Clash { .. }

@@ -16,7 +16,7 @@ use crate::{
     requirements::RequirementError,
     restore::RestoreError,
     spawn::{CommandError, SpawnError},
-    store::StoreError,
+    store::{Damage, StoreError},
     warmup::WarmupError,
     watch::WatchError,
 };
@@ -36,7 +36,7 @@ impl Error {
                     .into()
             }
             Self::Program(error) => program_hint(error),
-            Self::Store(error) => store_hint(error)?,
+            Self::Store(error) | Self::Restore(RestoreError::Store(error)) => store_hint(error)?,
             Self::Instance(error) => instance_hint(error)?,
             Self::Capture(error) => capture_hint(error)?,
             Self::Restore(RestoreError::PortTaken { .. }) => {
@@ -220,6 +220,16 @@ fn store_hint(error: &StoreError) -> Option<String> {
             "if it cannot be mended, remove the image and capture it again".into()
         }
         StoreError::OtherSchema { .. } => "capture it again with this version".into(),
+        StoreError::Damaged { image, damage, .. } => match damage {
+            Damage::Changed | Damage::Invalid { .. } => format!(
+                "`warmimg verify {image}` tells whether its content is still what was captured: if so, \
+                 it can be restored again; if not, capture it again"
+            ),
+            _ => format!(
+                "capture it again; `warmimg verify {image}` tells all that is wrong with it"
+            ),
+        },
+        StoreError::Unfit { .. } => return None,
     })
 }
 

@@ -27,7 +27,7 @@ use crate::{
     instance::{Instance, State, describe_status},
     listener::Listener,
     restore::Restored,
-    store::{Digest, Image, Manifest},
+    store::{Damage, Digest, Image, Manifest, Verification},
     watch::CapturePoint,
 };
 
@@ -388,6 +388,61 @@ impl Report {
                 process.uid,
                 Bytes(process.resident_bytes),
             ));
+        }
+        out.print()
+    }
+
+    pub fn verified(&self, verification: &Verification) -> Result<(), Error> {
+        let Verification {
+            digest,
+            names,
+            faults,
+            unknown,
+            resealed,
+            ..
+        } = verification;
+        if self.json {
+            let fault = |(path, damage): &(String, Damage)| {
+                let mut object = json!(damage);
+                object["path"] = path.as_str().into();
+                object["message"] = damage.to_string().into();
+                object
+            };
+            return self.line(
+                "verify",
+                json!({
+                    "digest": digest.as_str(),
+                    "names": names,
+                    "ok": verification.is_whole(),
+                    "files": verification.files,
+                    "image_bytes": verification.bytes,
+                    "faults": faults.iter().map(fault).collect::<Vec<_>>(),
+                    "unknown": unknown,
+                    "resealed": resealed,
+                }),
+            );
+        }
+        let label = match &names[..] {
+            [] => digest.short().to_owned(),
+            names => format!("{} ({})", names.join(", "), digest.short()),
+        };
+        let mut out = Lines::default();
+        match verification.is_whole() {
+            false => out.add(&format!("DAMAGED  {label}")),
+            true => out.add(&format!(
+                "ok       {label}: {}, {}",
+                plural(verification.files as u64, "file"),
+                Bytes(verification.bytes)
+            )),
+        }
+        for (path, damage) in faults {
+            out.add(&format!("         {path} {damage}"));
+        }
+        for path in unknown {
+            out.add(&format!("         warning: {path} is not part of it"));
+        }
+        if *resealed {
+            out.add("         restores expect these very files from now on");
         }
         out.print()
     }

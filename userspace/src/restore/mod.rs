@@ -28,7 +28,7 @@ use crate::{
         ClockOffsets, CommandError, Descriptors, Fresh, MEMORY, Place, Plan, STDERR, STDOUT, Sandbox,
         SpawnError,
     },
-    store::{Image, Store, now_ms},
+    store::{Image, Store, StoreError, now_ms},
     tree,
     watch::CapturePoint,
 };
@@ -39,6 +39,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Why an image was not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error(transparent)]
@@ -187,6 +189,7 @@ pub async fn restore(
     options: &Options,
 ) -> Result<Restored, RestoreError> {
     let begun = Instant::now();
+    image.check()?;
     let manifest = &image.manifest;
     let detached = options.detached;
     let is_private = options.network == Network::Private;

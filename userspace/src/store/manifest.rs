@@ -1,6 +1,7 @@
 //! What an image is: `manifest.json`, whose digest names the image.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     net::SocketAddr,
     path::PathBuf,
@@ -60,7 +61,7 @@ pub struct Manifest {
     pub criu: CriuInfo,
     /// Files outside the image that a restore opens.
     pub dependencies: Vec<Dependency>,
-    /// The files of the image, in the folder `criu`.
+    /// The files of the image.
     pub files: Vec<ImageFile>,
 }
 
@@ -124,13 +125,41 @@ pub struct Dependency {
     pub inode: u64,
 }
 
-/// A file of the image.
+/// A file of the image: a regular one, or a link to one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageFile {
+    /// See [`ImageFile::path`].
     pub name: String,
+    /// 0 for a link.
+    #[serde(default)]
     pub bytes: u64,
-    /// BLAKE3, in hexadecimal.
+    /// BLAKE3, in hexadecimal; empty for a link.
+    #[serde(default)]
     pub blake3: String,
+    /// What a symbolic link has in it: a path to a regular file of the image, relative to the
+    /// link's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+}
+
+impl ImageFile {
+    pub(super) fn link(name: &str, target: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            bytes: 0,
+            blake3: String::new(),
+            link: Some(target.to_owned()),
+        }
+    }
+
+    /// Its path in the folder of the image. Earlier versions stored names alone, of files in
+    /// `criu`.
+    pub fn path(&self) -> Cow<'_, str> {
+        match self.name.contains('/') {
+            true => Cow::Borrowed(&self.name),
+            false => Cow::Owned(format!("criu/{}", self.name)),
+        }
+    }
 }
 
 impl Manifest {

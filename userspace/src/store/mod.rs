@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! images/DIGEST/manifest.json   what the image is; DIGEST is the BLAKE3 of this file
-//! images/DIGEST/criu/*.img      CRIU's images, each with its digest in the manifest
+//! images/DIGEST/seal.json       what identifies the files of the image to the file system
+//! images/DIGEST/criu/*.img      CRIU's images; the manifest has the digest of each file
 //! images/DIGEST/map/*.img       the same with mapped memory, see `edit::describe_mapped`
 //! names/NAME                    a digest
 //! staging/                      images being made, each locked by who makes it
@@ -15,21 +16,29 @@
 //! Nothing here touches a live process.
 
 mod manifest;
+mod seal;
 mod staging;
+mod verify;
 
 use std::{
     fmt, fs,
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
+use self::seal::{Identity, SEAL, seal_files};
 pub use self::{
     manifest::{
         Capture, CommandInfo, CriuInfo, Dependency, ImageFile, Manifest, Moment, SCHEMA, now_ms,
     },
+    seal::Damage,
     staging::{Staging, is_free},
+    verify::Verification,
 };
+
+/// The file that tells what an image is.
+const MANIFEST: &str = "manifest.json";
 
 /// How many logs of failures are kept.
 const KEPT_LOGS: usize = 10;
@@ -61,6 +70,15 @@ pub enum StoreError {
     },
     #[error("the manifest {} has schema {found}; this warmimg reads {SCHEMA}", .path.display())]
     OtherSchema { path: PathBuf, found: u32 },
+    #[error("{} {damage}", .path.display())]
+    Damaged {
+        path: PathBuf,
+        /// What the image is called.
+        image: String,
+        damage: Damage,
+    },
+    #[error("{} cannot be stored: {reason}", .path.display())]
+    Unfit { path: PathBuf, reason: &'static str },
 }
 
 /// The digest that names an image.
@@ -70,7 +88,7 @@ pub struct Digest(String);
 impl Digest {
     /// The first 12 digits: enough to tell images apart.
     pub fn short(&self) -> &str {
-        &self.0[..12]
+        self.0.get(..12).unwrap_or(&self.0)
     }
 
     pub fn as_str(&self) -> &str {
@@ -200,7 +218,8 @@ impl Store {
     /// Turns what was staged into an image and points a name to it.
     ///
     /// # Errors
-    /// [`StoreError::Read`] or [`StoreError::Write`]; the store is then as it was.
+    /// [`StoreError::Read`], [`StoreError::Write`] or [`StoreError::Unfit`]; the store is then as it
+    /// was.
     pub fn commit(
         &self,
         staging: Staging,
@@ -208,12 +227,18 @@ impl Store {
         name: &str,
     ) -> Result<Image, StoreError> {
         check_name(name)?;
-        manifest.files = seal_files(&staging.criu())?;
+        let image = staging.image();
+        let (files, mut seal) = seal_files(&image)?;
+        manifest.files = files;
         let bytes = serde_json::to_vec_pretty(&manifest)
-            .map_err(|error| write_error(&staging.image())(error.into()))?;
+            .map_err(|error| write_error(&image)(error.into()))?;
         let digest = Digest(blake3::hash(&bytes).to_hex().to_string());
-        write_synced(&staging.image().join("manifest.json"), &bytes)?;
-        sync_folder(&staging.image())?;
+        let path = image.join(MANIFEST);
+        write_synced(&path, &bytes)?;
+        let written = path.symlink_metadata().map_err(read_error(&path))?;
+        seal.files.insert(MANIFEST.into(), Identity::of(&written));
+        seal.write(&image.join(SEAL))?;
+        sync_folder(&image)?;
         let folder = self.root.join("images").join(&digest.0);
         fs::rename(staging.image(), &folder).map_err(write_error(&folder))?;
         sync_folder(&self.root.join("images"))?;
@@ -353,38 +378,28 @@ impl Store {
     }
 
     fn load(&self, digest: Digest) -> Result<Image, StoreError> {
-        #[derive(serde::Deserialize)]
-        struct Versioned {
-            schema: u32,
-        }
         let folder = self.root.join("images").join(&digest.0);
-        let path = folder.join("manifest.json");
+        let path = folder.join(MANIFEST);
         let bytes = fs::read(&path).map_err(read_error(&path))?;
-        let bad = |source| StoreError::BadManifest {
-            path: path.clone(),
-            source,
-        };
-        let Versioned { schema } = serde_json::from_slice(&bytes).map_err(bad)?;
-        if schema != SCHEMA {
-            return Err(StoreError::OtherSchema {
-                path,
-                found: schema,
-            });
-        }
-        let manifest = serde_json::from_slice(&bytes).map_err(bad)?;
         Ok(Image {
             names: self.names_of(&digest),
             digest,
-            manifest,
+            manifest: parse_manifest(&path, &bytes)?,
             folder,
         })
     }
 
-    fn digests(&self) -> Result<Vec<Digest>, StoreError> {
+    /// The digests of all images, also of those that cannot be read.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub fn digests(&self) -> Result<Vec<Digest>, StoreError> {
         let path = self.root.join("images");
         let entries = fs::read_dir(&path).map_err(read_error(&path))?;
         let name = |entry: fs::DirEntry| entry.file_name().into_string().ok();
-        Ok(entries.flatten().filter_map(name).map(Digest).collect())
+        let mut digests: Vec<_> = entries.flatten().filter_map(name).map(Digest).collect();
+        digests.sort();
+        Ok(digests)
     }
 
     fn names_of(&self, digest: &Digest) -> Vec<String> {
@@ -399,6 +414,25 @@ impl Store {
             .collect();
         names.sort();
         names
+    }
+}
+
+fn parse_manifest(path: &Path, bytes: &[u8]) -> Result<Manifest, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        schema: u32,
+    }
+    let bad = |source| StoreError::BadManifest {
+        path: path.to_path_buf(),
+        source,
+    };
+    let Versioned { schema } = serde_json::from_slice(bytes).map_err(bad)?;
+    match schema {
+        SCHEMA => serde_json::from_slice(bytes).map_err(bad),
+        found => Err(StoreError::OtherSchema {
+            path: path.to_path_buf(),
+            found,
+        }),
     }
 }
 
@@ -421,41 +455,15 @@ pub fn check_name(name: &str) -> Result<(), StoreError> {
     }
 }
 
-/// Makes the files of an image private to root, syncs them and computes their digests.
-fn seal_files(folder: &Path) -> Result<Vec<ImageFile>, StoreError> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(read_error(folder))? {
-        let path = entry.map_err(read_error(folder))?.path();
-        let file = fs::File::open(&path).map_err(read_error(&path))?;
-        std::os::unix::fs::fchown(&file, Some(0), Some(0)).map_err(write_error(&path))?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))
-            .map_err(write_error(&path))?;
-        file.sync_all().map_err(write_error(&path))?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(&file).map_err(read_error(&path))?;
-        files.push(ImageFile {
-            name: path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
-            bytes: file.metadata().map_err(read_error(&path))?.len(),
-            blake3: hasher.finalize().to_hex().to_string(),
-        });
-    }
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    sync_folder(folder)?;
-    Ok(files)
-}
-
 /// The identity of files that an image refers to; those that are not there now are left out.
 pub fn dependencies(paths: impl IntoIterator<Item = PathBuf>) -> Vec<Dependency> {
     let identify = |path: PathBuf| {
         let metadata = path.metadata().ok().filter(fs::Metadata::is_file)?;
+        let identity = Identity::of(&metadata);
         Some(Dependency {
-            bytes: metadata.len(),
-            modified_ns: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
-            inode: metadata.ino(),
+            bytes: identity.bytes,
+            modified_ns: identity.modified_ns,
+            inode: identity.inode,
             path,
         })
     };
