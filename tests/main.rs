@@ -12,6 +12,7 @@ mod hard;
 mod hooks;
 mod lifecycle;
 mod limits;
+mod memory;
 mod network;
 mod points;
 mod pools;

@@ -286,7 +286,13 @@ pub struct Restore {
     pub reuse_port: bool,
     /// How its memory comes back: mapped from the image, and shared with all copies until it is
     /// written to; copied; or auto, mapped where it can be
-    #[arg(long, value_enum, default_value_t, value_name = "HOW", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "HOW",
+        hide_possible_values = true
+    )]
     pub memory: MemoryMode,
     /// The network of the server: that of the host, or a private one of its own, with an address
     /// that the host reaches it at; what listened on the loopback listens on all addresses there

@@ -84,7 +84,7 @@ pub async fn checkpoint(
         kerndat: kerndat.folder().to_path_buf(),
         // Nothing is mounted where the tree is: without the cache, CRIU takes longer.
         kerndat_is_new: false,
-        guarded: vec![],
+        guarded: None,
         place: Place::Of(Visit {
             namespaces: Namespaces::of(root)?,
             top: seen_there(options.top).ok_or(CaptureError::NoProcess(root))?,

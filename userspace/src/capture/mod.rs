@@ -229,7 +229,7 @@ pub async fn capture(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
-        guarded: vec![],
+        guarded: None,
         place: Place::New(Fresh {
             terminals: true,
             ..Fresh::default()

@@ -42,6 +42,9 @@ pub struct Mapped {
     /// All addresses at which they are mapped, in any of the processes, lie in these: the first,
     /// and that behind the last.
     pub ranges: Vec<(u64, u64)>,
+    /// The same of those that were mapped with `MAP_NORESERVE`.
+    #[serde(default)]
+    pub unreserved: Vec<(u64, u64)>,
     /// How much is mapped, in all processes.
     pub bytes: u64,
 }
@@ -164,6 +167,19 @@ impl Memory {
             .collect()
     }
 
+    /// The mappings whose pages may be mapped, and for which no memory was reserved.
+    fn unreserved(&self) -> impl Iterator<Item = (u64, u64)> {
+        let is_unreserved = |mapping: &Message| {
+            let flags = mapping.number(vma_entry::FLAGS).unwrap_or(0);
+            is_mappable(mapping) && flags & libc::MAP_NORESERVE as u64 != 0
+        };
+        let mappings = self.mappings().into_iter().filter(is_unreserved);
+        mappings
+            .collect::<Vec<_>>()
+            .into_iter()
+            .filter_map(|m| extent(&m))
+    }
+
     /// The groups of pages that are worth being mapped.
     fn groups(&self, runs: &[Run]) -> Vec<Run> {
         let mut groups: Vec<Run> = Vec::new();
@@ -223,7 +239,7 @@ fn is_guard(mapping: &Message) -> bool {
 }
 
 /// Whether a mapping of a file can stand for it: private anonymous memory of ordinary pages that
-/// does not grow down as a stack does, and was told nothing that a mapping of a file cannot be.
+/// does not grow down as a stack does, and was told nothing by madvise(2) or mlock(2).
 fn is_mappable(mapping: &Message) -> bool {
     let number = |field| mapping.number(field).unwrap_or(0);
     let unlike = libc::MAP_GROWSDOWN | libc::MAP_HUGETLB | libc::MAP_LOCKED;
@@ -231,7 +247,7 @@ fn is_mappable(mapping: &Message) -> bool {
     status & vma_entry::ANON_PRIVATE != 0
         && status & !(vma_entry::REGULAR | vma_entry::HEAP | vma_entry::ANON_PRIVATE) == 0
         && number(vma_entry::FLAGS) & unlike as u64 == 0
-        && number(vma_entry::MADV) & (1 << libc::MADV_WIPEONFORK) == 0
+        && number(vma_entry::MADV) == 0
 }
 
 /// Makes the pages of each region follow each other in their file.
@@ -267,7 +283,10 @@ fn joined(runs: &[Run], groups: &[Run]) -> Vec<Run> {
         // A run can be cut by groups, as it can be of several mappings.
         let mut rest = run;
         while rest.pages > 0 {
-            while groups.next_if(|group| group.end() <= rest.address).is_some() {}
+            while groups
+                .next_if(|group| group.end() <= rest.address)
+                .is_some()
+            {}
             let (piece, group) = match groups.peek() {
                 Some(group) if group.address <= rest.address => {
                     (rest.end().min(group.end()), Some(*group))
@@ -317,7 +336,14 @@ fn spread(from: &Path, to: &Path, old: &[Run], new: &[Run]) -> Result<(), EditEr
                 continue;
             }
             let len = run.end().min(into.end()) - address;
-            copy(&source, offset, &target, begin + address - into.address, len).map_err(write)?;
+            copy(
+                &source,
+                offset,
+                &target,
+                begin + address - into.address,
+                len,
+            )
+            .map_err(write)?;
             address += len;
             offset += len;
         }
@@ -354,15 +380,26 @@ pub fn describe_mapped(images: &Path, folder: &Path) -> Result<Mapped, EditError
         let number = mapped.files.len() + 1;
         let id = add_file(&mut files, number);
         mapped.files.push(format!("pages-{}.img", memory.pages_id));
-        mapped.bytes += regions.iter().map(|r| r.run.pages * page_size()).sum::<u64>();
+        mapped.bytes += regions
+            .iter()
+            .map(|r| r.run.pages * page_size())
+            .sum::<u64>();
         let ends = |region: &Region| (region.run.address, region.run.end());
         mapped.ranges.extend(regions.iter().map(ends));
-        written.extend(describe_process(memory, (images, folder), &runs, &regions, id)?);
+        mapped.unreserved.extend(memory.unreserved());
+        written.extend(describe_process(
+            memory,
+            (images, folder),
+            &runs,
+            &regions,
+            id,
+        )?);
     }
     if mapped.files.is_empty() {
         return Ok(mapped);
     }
     mapped.ranges = cover(mapped.ranges, MOST_RANGES);
+    mapped.unreserved = cover(mapped.unreserved, usize::MAX);
     files.write()?;
     written.push(FILES.to_owned());
     link_others(images, folder, &[written, mapped.files.clone()].concat())?;
@@ -575,7 +612,10 @@ fn open(path: &Path) -> Result<fs::File, EditError> {
 }
 
 fn create(path: &Path) -> io::Result<fs::File> {
-    fs::OpenOptions::new().write(true).create_new(true).open(path)
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
 }
 
 /// Copies a part of a file, in the kernel where it can.
@@ -589,7 +629,9 @@ fn copy(from: &fs::File, at: u64, to: &fs::File, place: u64, len: u64) -> io::Re
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             // Not every file system can, nor from one to another.
-            Err(rustix::io::Errno::XDEV | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
+            Err(
+                rustix::io::Errno::XDEV | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL,
+            ) => {
                 let mut buffer = vec![0; left.min(1 << 20)];
                 from.read_exact_at(&mut buffer, read_at)?;
                 to.write_all_at(&buffer, write_at)?;

@@ -22,24 +22,54 @@ pub(super) const X32: u32 = 0x4000_0000;
 const MADVISE_32: u32 = 219;
 const MREMAP_32: u32 = 163;
 
-/// The advice that differs between anonymous memory and a mapped file. `COLLAPSE` and `GUARD_INSTALL`
-/// are those of linux/mman.h.
-pub(super) const COLLAPSE: i32 = 25;
-pub(super) const GUARD_INSTALL: i32 = 102;
-const ADVICE: [i32; 7] = [
+/// `MADV_COLLAPSE` and `MADV_GUARD_INSTALL` of linux/mman.h.
+const COLLAPSE: i32 = 25;
+const GUARD_INSTALL: i32 = 102;
+
+/// The advice that throws content away.
+pub(super) const DISCARDS: [i32; 4] = [
     libc::MADV_DONTNEED,
     libc::MADV_FREE,
+    libc::MADV_DONTNEED_LOCKED,
+    GUARD_INSTALL,
+];
+
+/// The advice that the guard has to look at: that which differs between anonymous memory and a
+/// mapped file, and that which stays with the mapping, so that a mapping has been told nothing when
+/// it is replaced.
+const ADVICE: [i32; 12] = [
+    DISCARDS[0],
+    DISCARDS[1],
+    DISCARDS[2],
+    DISCARDS[3],
     libc::MADV_REMOVE,
     libc::MADV_WIPEONFORK,
-    libc::MADV_DONTNEED_LOCKED,
+    libc::MADV_DONTFORK,
+    libc::MADV_MERGEABLE,
+    libc::MADV_HUGEPAGE,
+    libc::MADV_NOHUGEPAGE,
+    libc::MADV_DONTDUMP,
     COLLAPSE,
-    GUARD_INSTALL,
+];
+
+/// Other calls on a range, which is in their first two arguments. What is locked or sealed cannot be
+/// replaced any more.
+pub(super) const ON_RANGES: [u32; 4] = [
+    libc::SYS_mremap as u32,
+    libc::SYS_mlock as u32,
+    libc::SYS_mlock2 as u32,
+    MSEAL,
 ];
 
 /// Whether the guard has to look at this advice.
 pub(super) fn differs(advice: i32) -> bool {
     ADVICE.contains(&advice)
 }
+
+/// mseal(2), which has the same number everywhere.
+pub(super) const MSEAL: u32 = 462;
+/// Of linux/userfaultfd.h.
+pub(super) const UFFDIO_REGISTER: u32 = 0xc020_aa00;
 
 /// Begins the filter, so that it is known again in an image.
 pub const MARK: u32 = 0x7761_726d;
@@ -72,12 +102,22 @@ pub fn program(ranges: &[(u64, u64)]) -> Vec<Instruction> {
         notify(),
         number(),
         statement(BPF_ALU | BPF_AND | BPF_K, !X32),
-        is(libc::SYS_mremap as u32, ADVICE.len() as u8 + 5, 0),
-        is(libc::SYS_madvise as u32, 2, 0),
-        is(libc::SYS_process_madvise as u32, 0, ADVICE.len() as u8 + 2),
+    ];
+    // Each goes to the mark.
+    filter.extend((0..ON_RANGES.len()).map(|place| {
+        let behind = ON_RANGES.len() - 1 - place + 8 + ADVICE.len() + 1;
+        is(ON_RANGES[place], behind as u8, 0)
+    }));
+    filter.extend([
+        is(libc::SYS_madvise as u32, 6, 0),
+        is(libc::SYS_process_madvise as u32, 4, 0),
+        is(libc::SYS_mlockall as u32, 3, 0),
+        is(libc::SYS_ioctl as u32, 0, ADVICE.len() as u8 + 4),
+        argument(1, 0),
+        is(UFFDIO_REGISTER, 0, ADVICE.len() as u8 + 2),
         notify(),
         argument(2, 0),
-    ];
+    ]);
     // Each goes to what is behind the `allow` that ends them.
     filter.extend((0..ADVICE.len()).map(|place| {
         let behind = (ADVICE.len() - place) as u8;
@@ -109,9 +149,8 @@ pub fn program(ranges: &[(u64, u64)]) -> Vec<Instruction> {
     ]);
     for &(first, behind) in ranges {
         let (first, behind) = (halves(first + 1), halves(behind));
-        let above = |value: u32, yes: u8, no: u8| {
-            jump(BPF_JMP | libc::BPF_JGT | BPF_K, value, yes, no)
-        };
+        let above =
+            |value: u32, yes: u8, no: u8| jump(BPF_JMP | libc::BPF_JGT | BPF_K, value, yes, no);
         filter.extend([
             // Not if it begins behind the range: goes to the next.
             argument(0, 1),
@@ -205,7 +244,13 @@ mod tests {
                 (0x1000, 0x7fff_ffff_f000, true),
                 (0xffff_8000_0000_0000, 0x1000, false),
             ] {
-                for nr in [MADVISE, MREMAP, MADVISE | X32] {
+                for nr in [
+                    MADVISE,
+                    MREMAP,
+                    MSEAL,
+                    libc::SYS_mlock as u32,
+                    MADVISE | X32,
+                ] {
                     let args = [from, len, DONTNEED];
                     assert_eq!(stops(nr, args), is_near, "{nr} {from:#x} {len:#x}");
                 }
@@ -214,6 +259,13 @@ mod tests {
             assert!(!stops(libc::SYS_munmap as u32, [start, 0x1000, 0]));
         }
         assert!(stops(libc::SYS_process_madvise as u32, [3, 0, 1]));
+        assert!(stops(libc::SYS_mlockall as u32, [1, 0, 0]));
+        assert!(stops(
+            libc::SYS_ioctl as u32,
+            [3, UFFDIO_REGISTER.into(), 0]
+        ));
+        assert!(!stops(libc::SYS_ioctl as u32, [3, 0x5401, 0]));
+        assert!(!stops(libc::SYS_read as u32, [0; 3]));
         for (nr, is_told) in [(MADVISE_32, true), (MREMAP_32, true), (MADVISE, false)] {
             let answer = run(&program, 0x4000_0003, nr, [0; 3]);
             assert_eq!(answer == libc::SECCOMP_RET_USER_NOTIF, is_told);

@@ -17,8 +17,8 @@ mod replace;
 mod tracee;
 
 use std::{
-    fs,
-    io,
+    collections::HashMap,
+    fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{
     mappings::{FileId, Mapping, Mappings},
-    replace::Replacement,
+    replace::{Piece, Replacement},
     tracee::TraceError,
 };
 use crate::sys::{
@@ -75,6 +75,15 @@ pub struct Counters {
     pub refused: u64,
 }
 
+/// Memory to be guarded.
+#[derive(Clone, Debug, Default)]
+pub struct Guarded {
+    /// All mapped memory lies in these: the first address, and that behind the last.
+    pub ranges: Vec<(u64, u64)>,
+    /// Memory that was mapped with `MAP_NORESERVE`.
+    pub unreserved: Vec<(u64, u64)>,
+}
+
 /// Whether memory can be guarded here.
 ///
 /// # Errors
@@ -91,10 +100,16 @@ pub fn supported() -> Result<(), Unsupported> {
     }
 }
 
+const MSEAL: libc::c_long = filter::MSEAL as libc::c_long;
+
 /// The guard of an instance.
 pub struct Guard {
     listener: OwnedFd,
     files: Vec<FileId>,
+    /// Ranges of memory that was mapped with `MAP_NORESERVE`.
+    unreserved: Vec<(u64, u64)>,
+    /// How often the mappings of a process were cut.
+    cuts: HashMap<i32, u32>,
     counters: Counters,
 }
 
@@ -113,7 +128,11 @@ impl Guard {
     ///
     /// # Errors
     /// What mmap(2) says, or what reading its own mappings says.
-    pub fn new(listener: OwnedFd, files: &[BorrowedFd<'_>]) -> io::Result<Self> {
+    pub fn new(
+        listener: OwnedFd,
+        files: &[BorrowedFd<'_>],
+        unreserved: Vec<(u64, u64)>,
+    ) -> io::Result<Self> {
         let identify = |file: &BorrowedFd<'_>| {
             let page = sys::Page::map(*file)?;
             let own = Mappings::of(std::process::id() as i32)?.at_or_behind(page.address())?;
@@ -123,6 +142,8 @@ impl Guard {
         Ok(Self {
             listener,
             files: files?,
+            unreserved,
+            cuts: HashMap::new(),
             counters: Counters::default(),
         })
     }
@@ -157,10 +178,9 @@ impl Guard {
 
     fn look_at(&mut self, notification: &Notification) -> Result<(), GuardError> {
         let tid = notification.pid as i32;
-        let deed = self.deed(notification).map_err(|source| GuardError::Mappings {
-            pid: tid,
-            source,
-        })?;
+        let deed = self
+            .deed(notification)
+            .map_err(|source| GuardError::Mappings { pid: tid, source })?;
         match deed {
             Deed::Let => self.answer(notification, Answer::Continue),
             Deed::Fail(errno) => self.answer(notification, Answer::Return(errno)),
@@ -205,7 +225,7 @@ impl Guard {
     }
 
     /// What to do about a call.
-    fn deed(&self, notification: &Notification) -> io::Result<Deed> {
+    fn deed(&mut self, notification: &Notification) -> io::Result<Deed> {
         let tid = notification.pid as i32;
         let data = &notification.data;
         let mut mappings = Mappings::of(tid)?;
@@ -233,64 +253,100 @@ impl Guard {
                 self.advice(&mut mappings, &ranges, advice)
             }
             libc::SYS_mremap => self.remap(&mut mappings, data.args),
+            libc::SYS_mlock | libc::SYS_mlock2 | MSEAL => {
+                self.keep(&mut mappings, &[range(data.args[0], data.args[1])])
+            }
+            libc::SYS_mlockall => self.keep(&mut mappings, &[(0, u64::MAX)]),
+            // The kernel lets the faults of few kinds of mappings be served.
+            libc::SYS_ioctl => {
+                let ranges = ranges(tid, data.args[2], 1)?;
+                self.keep(&mut mappings, &ranges)
+            }
             _ => Ok(Deed::Let),
         }
     }
 
     fn advice(
-        &self,
+        &mut self,
         mappings: &mut Mappings,
         ranges: &[(u64, u64)],
         advice: i32,
     ) -> io::Result<Deed> {
-        let mut mapped = Vec::new();
+        if advice == libc::MADV_REMOVE {
+            return self.remove(mappings, ranges);
+        }
+        if !filter::DISCARDS.contains(&advice) {
+            return self.keep(mappings, ranges);
+        }
+        let mut fresh = Vec::new();
+        let mut cut = Vec::new();
         for &range in ranges {
             let found = mappings.within(range)?;
-            // A range that is not whole pages is refused by the kernel.
-            if range.0 % page_size() != 0 || !found.iter().any(|m| self.is_mapped(m)) {
+            if !found.iter().any(|mapping| self.is_mapped(mapping)) {
                 continue;
             }
-            if advice == libc::MADV_REMOVE {
-                // The first that it comes to decides; of a file, it would be EACCES.
-                return Ok(match found.first() {
-                    Some(first) if self.is_mapped(first) => Deed::Fail(libc::EINVAL),
-                    _ => Deed::Let,
-                });
-            }
-            let told = mappings.advice(range)?;
-            for (mapping, told) in found.iter().zip(told) {
-                let keeps_locked = matches!(
-                    advice,
-                    libc::MADV_DONTNEED | libc::MADV_FREE | filter::GUARD_INSTALL
-                );
-                if told.is_locked && keeps_locked {
-                    // The kernel goes no further, with EINVAL.
-                    break;
-                }
+            // The kernel goes no further than to what is locked, but with one kind of advice.
+            let limit = match found.len() {
+                1 => None,
+                _ if advice == libc::MADV_DONTNEED_LOCKED => None,
+                _ => mappings.first_locked(range)?,
+            };
+            let reached = |mapping: &&Mapping| limit.is_none_or(|limit| mapping.start < limit);
+            for mapping in found.iter().take_while(reached) {
                 if self.is_mapped(mapping) {
-                    mapped.push(replace::Piece::of(*mapping, range, told));
+                    let piece = self.piece(mapping, range);
+                    if piece.cuts(mapping) {
+                        cut.push(self.piece(mapping, (mapping.start, mapping.end)));
+                    }
+                    fresh.push(piece);
                 }
             }
         }
-        let keeps_content = matches!(advice, libc::MADV_WIPEONFORK | filter::COLLAPSE);
-        Ok(match (mapped.is_empty(), keeps_content) {
-            (true, _) => Deed::Let,
-            (false, true) => Deed::Replace(Replacement::Copies(
-                mapped.into_iter().map(|piece| vec![piece]).collect(),
-            )),
-            (false, false) => Deed::Replace(Replacement::Fresh(mapped)),
+        if !cut.is_empty() && self.is_cut_too_often(mappings.pid()) {
+            return Ok(Deed::Replace(Replacement::each(cut)));
+        }
+        Ok(match fresh.is_empty() {
+            true => Deed::Let,
+            false => Deed::Replace(Replacement::Fresh(fresh)),
+        })
+    }
+
+    /// Of anonymous memory, nothing can be removed. Of a file, it is another error.
+    fn remove(&self, mappings: &mut Mappings, ranges: &[(u64, u64)]) -> io::Result<Deed> {
+        for &range in ranges {
+            if range.0 < range.1
+                && let Some(first) = mappings.at_or_behind(range.0)?
+                && first.start < range.1
+                && self.is_mapped(&first)
+            {
+                return Ok(Deed::Fail(libc::EINVAL));
+            }
+        }
+        Ok(Deed::Let)
+    }
+
+    /// What is mapped in some ranges becomes anonymous with its content.
+    fn keep(&self, mappings: &mut Mappings, ranges: &[(u64, u64)]) -> io::Result<Deed> {
+        let mut pieces = Vec::new();
+        for &range in ranges {
+            let found = mappings.within(range)?;
+            let mapped = found.iter().filter(|mapping| self.is_mapped(mapping));
+            pieces.extend(mapped.map(|mapping| self.piece(mapping, range)));
+        }
+        Ok(match pieces.is_empty() {
+            true => Deed::Let,
+            false => Deed::Replace(Replacement::each(pieces)),
         })
     }
 
     fn remap(&self, mappings: &mut Mappings, arguments: [u64; 6]) -> io::Result<Deed> {
         let [old, old_len, new_len, flags, ..] = arguments;
         let moves = (libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP) as u64;
-        let is_aligned = old % page_size() == 0 && old_len != 0;
-        if !is_aligned || (new_len <= old_len && flags & moves == 0) {
+        let range = range(old, old_len);
+        if range.0 == range.1 || (new_len <= old_len && flags & moves == 0) {
             // What it does not need is unmapped, nothing else.
             return Ok(Deed::Let);
         }
-        let range = range(old, old_len);
         let found = mappings.within(range)?;
         let own = |mapping: &Mapping| {
             !mapping.is_shared && (mapping.is_anonymous() || self.is_mapped(mapping))
@@ -305,17 +361,39 @@ impl Guard {
             // The kernel refuses what is not whole.
             return Ok(Deed::Let);
         }
-        let told = mappings.advice(range)?;
-        let pieces = found.iter().zip(told);
-        let pieces = pieces.map(|(mapping, told)| replace::Piece::of(*mapping, range, told));
+        let pieces = found.iter().map(|mapping| self.piece(mapping, range));
         Ok(Deed::Replace(Replacement::Copies(vec![pieces.collect()])))
+    }
+
+    fn piece(&self, mapping: &Mapping, range: (u64, u64)) -> Piece {
+        let holds = |&(start, end): &(u64, u64)| start <= mapping.start && mapping.start < end;
+        Piece::of(mapping, range, self.unreserved.iter().any(holds))
+    }
+
+    /// Counts a cut in the mappings of a process. Each makes mappings more, and their number is
+    /// limited.
+    fn is_cut_too_often(&mut self, tid: i32) -> bool {
+        const MOST: u32 = 64;
+        /// More processes than that are not told apart for ever.
+        const MOST_PROCESSES: usize = 4096;
+        let process = process_of(tid).unwrap_or(tid);
+        if self.cuts.len() > MOST_PROCESSES {
+            self.cuts.clear();
+        }
+        let cuts = self.cuts.entry(process).or_default();
+        *cuts += 1;
+        *cuts > MOST
     }
 }
 
-/// The addresses of a call, in whole pages.
+/// The addresses of a call, in whole pages; none if the kernel refuses them.
 fn range(start: u64, len: u64) -> (u64, u64) {
-    let end = start.saturating_add(len);
-    (start, end.checked_next_multiple_of(page_size()).unwrap_or(end))
+    let end = len.checked_next_multiple_of(page_size());
+    let end = end.and_then(|len| start.checked_add(len));
+    match start % page_size() {
+        0 => (start, end.unwrap_or(start)),
+        _ => (start, start),
+    }
 }
 
 fn page_size() -> u64 {
@@ -331,17 +409,23 @@ fn is_gone(error: &io::Error) -> bool {
 fn is_own(tid: i32, pidfd: i32) -> bool {
     /// `PIDFD_SELF_THREAD` and `PIDFD_SELF_THREAD_GROUP` of linux/pidfd.h.
     const SELF: [i32; 2] = [-10_000, -10_001];
-    let field = |path: String, name: &str| -> Option<i32> {
-        let text = fs::read_to_string(path).ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().parse().ok()
-    };
-    let process = field(format!("/proc/{tid}/status"), "Tgid:");
-    let named = field(format!("/proc/{tid}/fdinfo/{pidfd}"), "Pid:");
-    SELF.contains(&pidfd) || (named.is_some() && named == process)
+    let named = || field(&format!("/proc/{tid}/fdinfo/{pidfd}"), "Pid:");
+    SELF.contains(&pidfd) || named().is_some_and(|named| Some(named) == process_of(tid))
 }
 
-/// The ranges of process_madvise(2): an array of `struct iovec`.
+/// The process that a thread belongs to.
+fn process_of(tid: i32) -> Option<i32> {
+    field(&format!("/proc/{tid}/status"), "Tgid:")
+}
+
+fn field(path: &str, name: &str) -> Option<i32> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().parse().ok()
+}
+
+/// The ranges of process_madvise(2), an array of `struct iovec`, or of `struct uffdio_range`, which
+/// is the same.
 fn ranges(tid: i32, array: u64, count: u64) -> io::Result<Vec<(u64, u64)>> {
     use std::os::unix::fs::FileExt as _;
     const SIZE: usize = size_of::<libc::iovec>();

@@ -1,15 +1,10 @@
 //! Puts anonymous memory in place of mapped memory.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io,
-    os::unix::fs::FileExt as _,
-};
+use std::{collections::BTreeSet, fs, io, os::unix::fs::FileExt as _};
 
 use super::{
     Counters, GuardError, is_gone,
-    mappings::{Advice, Mapping},
+    mappings::Mapping,
     page_size,
     tracee::{Caller, Seized, Stopped, TraceError},
 };
@@ -24,18 +19,24 @@ pub struct Piece {
     start: u64,
     end: u64,
     protection: i32,
-    advice: Advice,
+    is_unreserved: bool,
 }
 
 impl Piece {
-    /// The part of a mapping that lies in a range.
-    pub fn of(mapping: Mapping, range: (u64, u64), advice: Advice) -> Self {
+    /// The part of a mapping that lies in a range. What is unreserved counts as used only when it is
+    /// (`MAP_NORESERVE`).
+    pub fn of(mapping: &Mapping, range: (u64, u64), is_unreserved: bool) -> Self {
         Self {
             start: mapping.start.max(range.0),
             end: mapping.end.min(range.1),
             protection: mapping.protection,
-            advice,
+            is_unreserved,
         }
+    }
+
+    /// Whether it is a part of a mapping only.
+    pub fn cuts(&self, mapping: &Mapping) -> bool {
+        (self.start, self.end) != (mapping.start, mapping.end)
     }
 
     fn len(&self) -> u64 {
@@ -53,6 +54,11 @@ pub enum Replacement {
 }
 
 impl Replacement {
+    /// By a copy of each piece.
+    pub fn each(pieces: Vec<Piece>) -> Self {
+        Self::Copies(pieces.into_iter().map(|piece| vec![piece]).collect())
+    }
+
     /// Replaces it by way of a stopped thread, and lets that begin its system call anew.
     ///
     /// # Errors
@@ -68,10 +74,10 @@ impl Replacement {
             Self::Fresh(pieces) => {
                 let mut caller = Caller::new(thread, behind)?;
                 for piece in pieces {
-                    match make_fresh(&mut caller, piece) {
+                    match map(&mut caller, piece, piece.start, piece.len()) {
                         // There are too many mappings.
                         Err(TraceError::Call { .. }) => zero(tid, piece)?,
-                        made => made?,
+                        mapped => drop(mapped?),
                     }
                     counters.fresh += 1;
                     counters.fresh_bytes += piece.len();
@@ -112,33 +118,15 @@ impl Replacement {
     }
 }
 
-fn make_fresh(caller: &mut Caller, piece: &Piece) -> Result<(), TraceError> {
-    map(caller, piece, piece.start, piece.len())?;
-    advise(caller, piece)
-}
-
 /// Maps fresh memory like a piece.
 fn map(caller: &mut Caller, like: &Piece, start: u64, len: u64) -> Result<u64, TraceError> {
-    let unreserved = match like.advice.is_unreserved {
+    let unreserved = match like.is_unreserved {
         true => libc::MAP_NORESERVE,
         false => 0,
     };
     let flags = (ANONYMOUS | libc::MAP_FIXED | unreserved) as u64;
     let arguments = [start, len, like.protection as u64, flags, u64::MAX, 0];
     caller.call("map fresh memory", libc::SYS_mmap, arguments)
-}
-
-/// Tells fresh memory what its predecessor was told.
-fn advise(caller: &mut Caller, piece: &Piece) -> Result<(), TraceError> {
-    for &advice in &piece.advice.advice {
-        let arguments = [piece.start, piece.len(), advice as u64, 0, 0, 0];
-        caller.call("advise on memory", libc::SYS_madvise, arguments)?;
-    }
-    if piece.advice.is_locked {
-        let arguments = [piece.start, piece.len(), 0, 0, 0, 0];
-        caller.call("lock memory", libc::SYS_mlock, arguments)?;
-    }
-    Ok(())
 }
 
 /// Replaces a run by a copy of itself. Returns false if there is no memory for that, and nothing
@@ -165,9 +153,6 @@ fn copy(caller: &mut Caller, tid: i32, run: &[Piece]) -> Result<bool, GuardError
     copied.map_err(|source| GuardError::Memory { pid: tid, source })?;
     let arguments = [aside, len, 0, 0, 0, 0];
     caller.call("unmap memory", libc::SYS_munmap, arguments)?;
-    for piece in run {
-        advise(caller, piece)?;
-    }
     Ok(true)
 }
 
@@ -209,7 +194,10 @@ fn zero(tid: i32, piece: &Piece) -> Result<(), GuardError> {
 
 fn memory_of(tid: i32) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
-    options.read(true).write(true).open(format!("/proc/{tid}/mem"))
+    options
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{tid}/mem"))
 }
 
 /// Stops all that share the memory of a thread.

@@ -6,7 +6,11 @@ use rustix::fs::{StatVfsMountFlags, fstatvfs};
 use serde::{Deserialize, Serialize};
 
 use super::RestoreError;
-use crate::{edit, guard, store::Image};
+use crate::{
+    edit,
+    guard::{self, Guarded},
+    store::Image,
+};
 
 /// How the memory of a server comes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -36,8 +40,7 @@ pub enum Unmappable {
 #[derive(Debug, Default)]
 pub struct Source {
     pub files: Vec<OwnedFd>,
-    /// As in [`edit::Mapped`].
-    pub ranges: Vec<(u64, u64)>,
+    pub guarded: Guarded,
     pub bytes: u64,
 }
 
@@ -112,7 +115,10 @@ fn open(image: &Image) -> Result<Result<Source, Unmappable>, RestoreError> {
     }
     Ok(Ok(Source {
         files,
-        ranges: mapped.ranges.clone(),
+        guarded: Guarded {
+            ranges: mapped.ranges.clone(),
+            unreserved: mapped.unreserved.clone(),
+        },
         bytes: mapped.bytes,
     }))
 }

@@ -25,8 +25,8 @@ use crate::{
     network::{self, Network, NetworkError},
     output::Output,
     spawn::{
-        ClockOffsets, CommandError, Descriptors, Fresh, MEMORY, Place, Plan, STDERR, STDOUT, Sandbox,
-        SpawnError,
+        ClockOffsets, CommandError, Descriptors, Fresh, MEMORY, Place, Plan, STDERR, STDOUT,
+        Sandbox, SpawnError,
     },
     store::{Image, Store, StoreError, now_ms},
     tree,
@@ -230,7 +230,7 @@ pub async fn restore(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
-        guarded: source.as_ref().map_or(vec![], |source| source.ranges.clone()),
+        guarded: source.as_ref().map(|source| source.guarded.clone()),
         place: Place::New(Fresh {
             clocks: Some(clocks),
             group: made.clone(),
@@ -249,7 +249,11 @@ pub async fn restore(
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
         instance: folder.lock().as_fd(),
-        memory: source.iter().flat_map(|source| &source.files).map(AsFd::as_fd).collect(),
+        memory: source
+            .iter()
+            .flat_map(|source| &source.files)
+            .map(AsFd::as_fd)
+            .collect(),
     };
     let out_of_memory = || {
         let limit = group.as_ref().and_then(Reservation::exhausted)?;

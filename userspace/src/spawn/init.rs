@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     cgroup::Group,
-    guard::{Guard, GuardError, filter},
+    guard::{Guard, GuardError, Guarded, filter},
     sys, tree,
 };
 
@@ -88,8 +88,8 @@ pub struct Plan {
     /// system CRIU writes it to.
     pub kerndat: PathBuf,
     pub kerndat_is_new: bool,
-    /// The ranges of addresses in which memory is mapped; see [`crate::guard`].
-    pub guarded: Vec<(u64, u64)>,
+    /// What memory is mapped, and so guarded.
+    pub guarded: Option<Guarded>,
     pub place: Place,
 }
 
@@ -279,7 +279,9 @@ impl Init<'_> {
             let is_ready = |fd: Option<BorrowedFd<'_>>| {
                 let number = fd.map(|fd| fd.as_raw_fd());
                 let mut ready = ready.iter();
-                ready.any(|poll| Some(poll.as_fd().as_raw_fd()) == number && poll.any() == Some(true))
+                ready.any(|poll| {
+                    Some(poll.as_fd().as_raw_fd()) == number && poll.any() == Some(true)
+                })
             };
             let has_signal = is_ready(Some(signalled));
             let has_order = is_ready(ordered);
@@ -316,7 +318,10 @@ impl Init<'_> {
         guard.serve()?;
         if guard.counters() != before {
             // Only to be shown.
-            let _ = write_file(GUARD_FILE, &serde_json::to_vec(&guard.counters()).unwrap_or_default());
+            let _ = write_file(
+                GUARD_FILE,
+                &serde_json::to_vec(&guard.counters()).unwrap_or_default(),
+            );
         }
         Ok(())
     }
@@ -511,8 +516,8 @@ impl Init<'_> {
                 self.criu = Some(Pid::from_raw(pid));
                 // If it ends early, there is nobody at the other end.
                 drop(theirs);
-                if !self.plan.guarded.is_empty() {
-                    let guard = self.receive_guard(ours.as_fd());
+                if let Some(guarded) = &self.plan.guarded {
+                    let guard = self.receive_guard(ours.as_fd(), guarded);
                     self.guard = Some(guard.map_err(|error| Notice::Failed {
                         step: Step::Guard,
                         errno: errno_of(&error),
@@ -528,17 +533,18 @@ impl Init<'_> {
     }
 
     /// The guard by the filter that CRIU has put on itself, and so on all that it restores.
-    fn receive_guard(&self, socket: BorrowedFd<'_>) -> io::Result<Guard> {
+    fn receive_guard(&self, socket: BorrowedFd<'_>, guarded: &Guarded) -> io::Result<Guard> {
         let listener = receive_descriptor(socket)?;
         let files = MEMORY..MEMORY + self.memory_files;
-        Guard::new(listener, &files.map(sys::permanent).collect::<Vec<_>>())
+        let files: Vec<_> = files.map(sys::permanent).collect();
+        Guard::new(listener, &files, guarded.unreserved.clone())
     }
 
     fn become_criu(&self, uid: u32, gid: u32, socket: &OwnedFd) -> io::Error {
         let criu_socket = MEMORY + self.memory_files;
         let prepared = || -> io::Result<()> {
-            if !self.plan.guarded.is_empty() {
-                let listener = sys::seccomp::listen(&filter::program(&self.plan.guarded))?;
+            if let Some(guarded) = &self.plan.guarded {
+                let listener = sys::seccomp::listen(&filter::program(&guarded.ranges))?;
                 send_descriptor(socket.as_fd(), listener.as_fd())?;
             }
             sys::place(socket.as_raw_fd(), criu_socket)?;

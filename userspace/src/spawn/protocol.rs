@@ -224,7 +224,9 @@ pub fn send_descriptor(socket: BorrowedFd<'_>, descriptor: BorrowedFd<'_>) -> io
 /// What recvmsg(2) says; `InvalidData` if there comes none.
 pub fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let received = receive(socket)?;
-    received.and_then(|(_, descriptor)| descriptor).ok_or_else(invalid)
+    received
+        .and_then(|(_, descriptor)| descriptor)
+        .ok_or_else(invalid)
 }
 
 fn invalid() -> io::Error {

@@ -55,7 +55,12 @@ pub fn registers(tid: i32) -> io::Result<Registers> {
 /// # Errors
 /// What ptrace(2) says.
 pub fn set_registers(tid: i32, registers: &Registers) -> io::Result<()> {
-    request(libc::PTRACE_SETREGS, tid, 0, ptr::from_ref(registers).addr())
+    request(
+        libc::PTRACE_SETREGS,
+        tid,
+        0,
+        ptr::from_ref(registers).addr(),
+    )
 }
 
 /// The blocked signals of a stopped thread.

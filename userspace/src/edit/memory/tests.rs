@@ -17,7 +17,10 @@ fn mapping(start: u64, end: u64, status: u64) -> Message {
         field(vma_entry::END, end * page_size()),
         field(vma_entry::PGOFF, 0),
         field(vma_entry::SHMID, 0),
-        field(vma_entry::FLAGS, (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64),
+        field(
+            vma_entry::FLAGS,
+            (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64,
+        ),
         field(vma_entry::STATUS, status),
         field(4000, 7),
     ])
@@ -55,7 +58,11 @@ fn pages_are_where_the_new_runs_say_with_zeros_between() {
     let bytes = fs::read(&to).unwrap();
     let firsts: Vec<u8> = bytes.chunks(page).map(|page| page[0]).collect();
     assert_eq!(firsts, [1, 2, 0, 0, 3, 4, 5]);
-    assert!(bytes.chunks(page).all(|page| page.iter().all(|b| *b == page[0])));
+    assert!(
+        bytes
+            .chunks(page)
+            .all(|page| page.iter().all(|b| *b == page[0]))
+    );
 }
 
 #[test]
@@ -74,12 +81,18 @@ fn a_mapping_is_cut_into_what_is_mapped_and_what_is_not() {
         [(100, 120), (120, 150), (150, 200)].map(|(a, b)| (a * page, b * page))
     );
     let statuses: Vec<_> = pieces.iter().map(|m| m.number(vma_entry::STATUS)).collect();
-    assert_eq!(statuses, [Some(1 | 1 << 6), Some(1 | 1 << 9), Some(1 | 1 << 6)]);
+    assert_eq!(
+        statuses,
+        [Some(1 | 1 << 6), Some(1 | 1 << 9), Some(1 | 1 << 6)]
+    );
     assert_eq!(pieces[2].number(vma_entry::PGOFF), Some(16));
     assert_eq!(pieces[2].number(vma_entry::SHMID), Some(77));
     assert_eq!(pieces[2].number(4000), Some(7));
     // A stack, and a file.
-    for status in [vma_entry::REGULAR | 1 << 1 | vma_entry::ANON_PRIVATE, 1 | 1 << 6] {
+    for status in [
+        vma_entry::REGULAR | 1 << 1 | vma_entry::ANON_PRIVATE,
+        1 | 1 << 6,
+    ] {
         let other = mapping(100, 200, status);
         assert_eq!(divide(&other, &regions, 77), [other]);
     }

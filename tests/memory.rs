@@ -1,0 +1,97 @@
+//! Memory that was captured behaves as private anonymous memory does, however it is restored. The
+//! server of tests/servers/memory looks at it from all sides, and must see the same each time.
+
+use std::thread;
+
+use crate::support::{Workspace, ask, ask::Client, expect, free_port, server::Server, servers};
+
+fn server(workspace: &Workspace) -> (Server, u16) {
+    let program = servers::compile(workspace, "memory/server.c");
+    let port = free_port();
+    let server = Server::new(Client::Http(port), [program, port.to_string()]);
+    (server, port)
+}
+
+/// What a server sees in each of its checks.
+fn ask_all(port: u16) -> Vec<String> {
+    let names = ask::get(port, "/list").unwrap();
+    // The first word is the status.
+    let names = names.split_whitespace().skip(1);
+    let ask = |name| match ask::get(port, &format!("/{name}")) {
+        Ok(answer) => format!("{name}: {answer}"),
+        Err(error) => format!("{name}: {error}"),
+    };
+    names.map(ask).collect()
+}
+
+/// What it sees when it has never been captured.
+fn ask_cold(workspace: &Workspace, server: &Server, port: u16) -> Vec<String> {
+    let cold = server.start_cold(workspace);
+    server.client.ask_until_answered();
+    let answers = ask_all(port);
+    drop(cold);
+    server.wait_for_silence();
+    let wrong: Vec<_> = answers
+        .iter()
+        .filter(|answer| answer.contains("WRONG") || !answer.contains(": 200 "))
+        .collect();
+    assert!(wrong.is_empty(), "without a capture: {wrong:#?}");
+    answers
+}
+
+fn assert_same(how: &str, seen: &[String], expected: &[String]) {
+    let differing: Vec<_> = seen
+        .iter()
+        .zip(expected)
+        .filter(|(seen, expected)| seen != expected)
+        .map(|(seen, expected)| format!("  {seen}\n  instead of\n  {expected}\n"))
+        .collect();
+    assert!(
+        differing.is_empty(),
+        "{how}, {} of {} checks:\n{}",
+        differing.len(),
+        expected.len(),
+        differing.join("\n")
+    );
+    assert_eq!(seen.len(), expected.len(), "{how}");
+}
+
+#[test]
+fn restored_memory_is_as_it_was_mapped_or_copied() {
+    let workspace = Workspace::new();
+    let (server, port) = server(&workspace);
+    let expected = ask_cold(&workspace, &server, port);
+    expect(0, &mut server.capture(&workspace, &["--name", "memory"]));
+    for memory in ["copy", "map"] {
+        workspace.run(["restore", "-d", "--memory", memory, "memory"]);
+        assert_same(memory, &ask_all(port), &expected);
+        workspace.run(["stop", "--all"]);
+    }
+    workspace.assert_clean();
+}
+
+#[test]
+fn copies_that_share_mapped_memory_do_not_see_one_another() {
+    let workspace = Workspace::new();
+    let (server, port) = server(&workspace);
+    let expected = ask_cold(&workspace, &server, port);
+    expect(0, &mut server.capture(&workspace, &["--name", "memory"]));
+    let ports = [port, free_port(), free_port()];
+    for new in ports {
+        let publish = format!("{new}:{port}");
+        let mut words = vec!["restore", "-d", "--memory", "map", "memory"];
+        if new != port {
+            words.extend(["--publish", &publish]);
+        }
+        workspace.run(words);
+    }
+    let answers = thread::scope(|scope| {
+        let copies = ports.map(|port| scope.spawn(move || ask_all(port)));
+        copies.map(|copy| copy.join().unwrap())
+    });
+    for (port, answers) in ports.iter().zip(&answers) {
+        assert_same(&format!("the copy at port {port}"), answers, &expected);
+    }
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
