@@ -4,7 +4,10 @@ use std::{fs, path::Path, process::Command};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use warmimg::bench::{Results, results::Timing};
+use warmimg::bench::{
+    Results,
+    results::{SubjectKind, Timing},
+};
 
 use crate::support::{Killed, Workspace, expect, free_port, server::Server, servers};
 
@@ -144,6 +147,21 @@ fn points_and_baselines_are_compared_and_exported() {
         }
         let is_restored = subject.kind.to_string().contains("restore");
         assert_eq!(subject.image.is_some(), is_restored);
+        // Only warmimg tells where the time went, from the fork of the program on.
+        let is_ours = matches!(subject.kind, SubjectKind::Restored { .. });
+        for sample in &subject.samples {
+            assert_eq!(sample.timings.is_some(), is_ours);
+            let Some(parts) = sample.timings else {
+                continue;
+            };
+            let sum: u64 = parts.rows().iter().filter_map(|(_, time)| *time).sum();
+            assert_eq!(sum, parts.total_us);
+            assert!(parts.process_us > Some(0) && parts.criu_start_us > Some(0));
+        }
+    }
+    for text in [&report, &read(&markdown), &read(&html)] {
+        let sentence = "restored at ready, until warmimg has it back: start of warmimg ";
+        assert!(text.contains(sentence), "{text}");
     }
     // Without a page cache, something comes from storage.
     assert!(results.subjects[1].median_usage(|used| used.storage_bytes) > 0.0);

@@ -178,6 +178,129 @@ fn several_images_with_the_same_pids_run_at_once() {
 }
 
 #[test]
+fn the_memory_of_those_that_run_is_shown() {
+    let workspace = Workspace::new();
+    let port = free_port();
+    // 64 MiB, and a child that shares them.
+    let script = workspace.write(
+        "memory.py",
+        "import os, socket, sys\nkept = b'x' * (64 << 20)\n\
+         listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\nos.fork()\n\
+         while True: listener.accept()[0].close()\n",
+    );
+    let port_text = port.to_string();
+    let server = ["/usr/bin/python3", &script, &port_text];
+    workspace.run([&["capture", "--name", "big", "--"][..], &server].concat());
+    // What is mapped is not there before it is used.
+    workspace.run(["restore", "-d", "--memory", "copy", "big"]);
+    let listed = json(&workspace.run(["--json", "ps"]));
+    let bytes = |field: &str| listed[field].as_u64().unwrap();
+    let (rss, pss, shared) = (
+        bytes("rss_bytes"),
+        bytes("pss_bytes"),
+        bytes("shared_bytes"),
+    );
+    let size = 64 << 20;
+    // Each of the two has them all, half of them by right.
+    assert!(rss > 2 * size && rss < 3 * size, "{rss}");
+    assert!(pss > size && pss <= rss, "{pss} of {rss}");
+    assert!(shared > size && shared <= rss, "{shared} of {rss}");
+    let table = workspace.run(["ps"]);
+    let [headings, row] = table.lines().collect::<Vec<_>>()[..] else {
+        panic!("{table}");
+    };
+    assert!(headings.contains("RSS") && headings.contains("PSS") && headings.contains("SHARED"));
+    assert_eq!(row.matches(" MiB").count(), 3, "{table}");
+
+    // Those that have ended have none.
+    let init = nix::unistd::Pid::from_raw(listed["init"].as_i64().unwrap() as i32);
+    nix::sys::signal::kill(init, Signal::SIGTERM).unwrap();
+    wait_until("the end", || match workspace.run(["ps"]) {
+        listed if listed.contains("ended: killed by SIGTERM") => Ok(()),
+        listed => Err(listed),
+    });
+    let ended = workspace.run(["ps"]);
+    assert!(!ended.contains("MiB") && ended.contains("  -  "), "{ended}");
+    assert_eq!(
+        json(&workspace.run(["--json", "ps"])).get("rss_bytes"),
+        None
+    );
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
+fn where_the_time_of_a_restore_went_adds_up() {
+    let workspace = Workspace::new();
+    capture_plain(&workspace, "accept", &["--name", "plain"]);
+    let plain = json(&workspace.run(["--json", "restore", "-d", "plain"]));
+    assert_eq!(plain.get("timings"), None);
+    workspace.run(["stop", "--all"]);
+    let restored = json(&workspace.run(["--json", "restore", "-d", "--timings", "plain"]));
+    for field in ["total_us", "namespaces_us", "criu_us", "criu_restore_us"] {
+        assert!(restored[field].as_u64().unwrap() > 0, "{restored}");
+    }
+    let timings = restored["timings"].as_object().unwrap();
+    let time = |field: &str| timings[field].as_u64().unwrap();
+    let parts = timings.iter().filter(|(name, _)| {
+        let whole = ["total_us", "first_byte_us"];
+        name.ends_with("_us") && !whole.contains(&name.as_str())
+    });
+    let sum: u64 = parts.filter_map(|(_, time)| time.as_u64()).sum();
+    assert_eq!(sum, time("total_us"), "{restored}");
+    assert!(time("first_byte_us") > time("total_us"), "{restored}");
+    assert!(time("pages_restored") > 0, "{restored}");
+    // CRIU has 20 libraries to load, and then to resume the tree.
+    assert!(
+        time("criu_start_us") > 500 && time("criu_end_us") > 0,
+        "{restored}"
+    );
+    workspace.run(["stop", "--all"]);
+
+    let table = workspace.run(["restore", "-d", "--timings", "plain"]);
+    for row in [
+        "CRIU start  ",
+        "CRIU restoring  ",
+        "total  ",
+        "first byte  ",
+        "pages  ",
+    ] {
+        assert!(table.contains(&format!("\n  {row}")), "{table}");
+    }
+    assert!(!table.contains("listening"), "{table}");
+    workspace.run(["stop", "--all"]);
+    capture_plain(
+        &workspace,
+        "accept",
+        &["--name", "early", "--at", "pre-listen"],
+    );
+    let table = workspace.run(["restore", "-d", "--timings", "early"]);
+    assert!(table.contains("\n  listening  "), "{table}");
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_server_that_says_nothing_has_no_first_byte() {
+    let workspace = Workspace::new();
+    let script = workspace.write(
+        "mute.py",
+        "import socket, sys\nlistener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
+         kept = []\nwhile True: kept.append(listener.accept())\n",
+    );
+    let port = free_port().to_string();
+    let server = ["/usr/bin/python3", &script, &port];
+    workspace.run([&["capture", "--name", "mute", "--"][..], &server].concat());
+    let table = workspace.run(["restore", "-d", "--timings", "mute"]);
+    assert!(
+        table.contains("\n  first byte            none within 1 s\n"),
+        "{table}"
+    );
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
 fn the_monotonic_clock_goes_on_after_a_reboot() {
     let workspace = Workspace::new();
     let port = capture_plain(&workspace, "accept", &["--name", "clock"]);

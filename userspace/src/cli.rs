@@ -316,6 +316,13 @@ pub struct Restore {
     pub count: u32,
     #[command(flatten)]
     pub group: Group,
+    /// Tell where the time went, from the start of warmimg to the first byte of an answer: the
+    /// first listener is sent a `GET /`
+    #[arg(long)]
+    pub timings: bool,
+    /// For `bench`: leave in this file where the time went
+    #[arg(long, value_name = "FILE", hide = true, conflicts_with = "detach")]
+    pub timings_file: Option<PathBuf>,
 }
 
 /// The control group of an instance.

@@ -5,6 +5,7 @@
 //! whose precision is that of the kernel's clock; the runtime's own timers are in milliseconds.
 
 use std::{
+    cell::Cell,
     ffi::OsString,
     io,
     os::{fd::OwnedFd, unix::ffi::OsStringExt as _},
@@ -207,7 +208,35 @@ async fn ask(
 ) -> Result<(Instant, Instant, Option<u16>), AskError> {
     match protocol {
         Protocol::Raw { send } => ask_raw(stream, send).await,
-        Protocol::Http(request) => ask_http(stream, request).await,
+        Protocol::Http(request) => ask_http(stream, request, &Cell::new(None)).await,
+    }
+}
+
+/// How long [`first_byte`] waits.
+pub const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Asks a server that listens, and tells when the first byte of whatever it says was there.
+///
+/// # Errors
+/// [`AskError::Silent`] if none came in time, or why none will come.
+pub async fn first_byte(target: &Target) -> Result<Instant, AskError> {
+    let first_byte = Cell::new(None);
+    let exchange = async {
+        let stream = connect(target).await.map_err(AskError::Connect)?;
+        match &target.protocol {
+            Protocol::Raw { send } => ask_raw(stream, send).await.map(|(first, ..)| first),
+            Protocol::Http(request) => {
+                let answered = ask_http(stream, request, &first_byte).await;
+                answered.map(|(first, ..)| first)
+            }
+        }
+    };
+    let outcome = tokio::time::timeout(FIRST_BYTE_LIMIT, exchange).await;
+    // It counts though the rest of the answer may be slow, or no HTTP.
+    match (first_byte.get(), outcome) {
+        (Some(first), _) | (None, Ok(Ok(first))) => Ok(first),
+        (None, Ok(Err(error))) => Err(error),
+        (None, Err(_)) => Err(AskError::Silent),
     }
 }
 
@@ -232,12 +261,9 @@ async fn ask_raw(
 async fn ask_http(
     stream: Box<dyn Connection>,
     wanted: &target::Request,
+    first_byte: &Cell<Option<Instant>>,
 ) -> Result<(Instant, Instant, Option<u16>), AskError> {
-    let first_byte = std::cell::Cell::new(None);
-    let stamped = Stamped {
-        stream,
-        first_byte: &first_byte,
-    };
+    let stamped = Stamped { stream, first_byte };
     let exchange = async {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stamped)).await?;
         let mut request = Request::new(Empty::<Bytes>::new());
@@ -277,7 +303,7 @@ async fn ask_http(
 /// A stream that remembers when its first byte was read.
 struct Stamped<'a> {
     stream: Box<dyn Connection>,
-    first_byte: &'a std::cell::Cell<Option<Instant>>,
+    first_byte: &'a Cell<Option<Instant>>,
 }
 
 impl AsyncRead for Stamped<'_> {

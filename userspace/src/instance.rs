@@ -25,7 +25,13 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cgroup::Group, listener::Listener, network::Addresses, spawn::EXIT_FILE, sys, tree::HostPid,
+    cgroup::Group,
+    listener::Listener,
+    memory::{self, Memory},
+    network::Addresses,
+    spawn::EXIT_FILE,
+    sys,
+    tree::{self, HostPid},
 };
 
 const RECORD: &str = "instance.json";
@@ -304,6 +310,17 @@ impl Instance {
     /// Whether it still runs, looked up anew.
     pub fn is_running(&self) -> bool {
         !crate::store::is_free(&self.folder)
+    }
+
+    /// What its processes have of the memory, init left out; none if it has ended.
+    pub fn memory(&self) -> Option<Memory> {
+        let found: Vec<Memory> = tree::descendants(self.record.init)
+            .into_iter()
+            .filter_map(memory::of)
+            .collect();
+        // If the lock is still held, the pid was init's all the while.
+        let is_known = self.state == State::Running && self.is_running() && !found.is_empty();
+        is_known.then(|| found.into_iter().sum())
     }
 
     /// Records the control group that it has been put into.

@@ -39,6 +39,7 @@ pub mod client;
 pub mod guard;
 pub mod host;
 pub mod listener;
+pub mod memory;
 pub mod network;
 pub mod output;
 mod sock_diag;

@@ -1,12 +1,13 @@
 //! Parses the command line, runs the command, prints its result, and exits with its code.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Instant};
 
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 use warmimg::{cli::Cli, commands, error::Error, report::Report};
 
 fn main() -> ExitCode {
+    let begun = Instant::now();
     let cli = Cli::parse();
     let default = match cli.global.verbose {
         0 => "warn",
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
         .build()
         .map_err(Error::Runtime)
         .and_then(|runtime| {
-            let outcome = runtime.block_on(commands::run(&cli, &report));
+            let outcome = runtime.block_on(commands::run(&cli, &report, begun));
             // A read from a terminal or a full pipe must not hold up the end.
             runtime.shutdown_background();
             outcome

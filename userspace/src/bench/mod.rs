@@ -54,6 +54,8 @@ pub struct Subject {
     pub image: Option<Image>,
     /// How long it may take to end by itself after a SIGTERM, before it is killed.
     pub grace: Duration,
+    /// Where it leaves the timings of a restore.
+    pub timings: Option<PathBuf>,
 }
 
 /// The time that service managers give.

@@ -11,7 +11,9 @@ use super::{
     statistics::{Estimate, Pairs, estimate_median, median},
     surroundings::processors,
 };
-use crate::{host::Host, store::now_ms, target::ExpectedStatus, watch::CapturePoint};
+use crate::{
+    host::Host, restore::Parts, store::now_ms, target::ExpectedStatus, watch::CapturePoint,
+};
 
 /// The version of this format. Raised when a reader of the older one would go wrong.
 pub const SCHEMA: u32 = 1;
@@ -157,6 +159,9 @@ pub struct Sample {
     pub resolution_ns: u64,
     #[serde(flatten)]
     pub usage: Usage,
+    /// Where the time of a restore went; none of any other subject, nor in files of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Parts>,
 }
 
 /// What all processes of a run together had used when the first response was there.
@@ -240,6 +245,24 @@ impl Subject {
     pub fn resolution(&self) -> f64 {
         let ms = |sample: &Sample| sample.resolution_ns as f64 / 1e6;
         median(&self.samples.iter().map(ms).collect::<Vec<_>>())
+    }
+
+    /// The medians of the parts of its restores, in microseconds, with what they are called; the
+    /// whole comes last. Empty if nothing is known of them.
+    pub fn median_parts(&self) -> Vec<(&'static str, f64)> {
+        let known = self.samples.iter().filter_map(|sample| sample.timings);
+        let rows = known.map(|parts| {
+            let whole = ("in all", Some(parts.total_us));
+            parts.rows().into_iter().chain([whole]).collect::<Vec<_>>()
+        });
+        let rows: Vec<_> = rows.collect();
+        let names = rows.first().into_iter().flatten().map(|(name, _)| *name);
+        let medians = names.enumerate().filter_map(|(place, name)| {
+            let times = rows.iter().filter_map(|row| row[place].1);
+            let times: Vec<f64> = times.map(|us| us as f64).collect();
+            (!times.is_empty()).then(|| (name, median(&times)))
+        });
+        medians.collect()
     }
 
     /// The median of something used.

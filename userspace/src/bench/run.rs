@@ -18,6 +18,7 @@ use crate::{
     client::{self, Answer, AskError, Client},
     instance::describe_status,
     output::Output,
+    restore::Parts,
     spawn::{Child, SpawnError},
     target::ExpectedStatus,
     tree,
@@ -93,6 +94,9 @@ pub async fn run(
         nothing(RunError::Ask { at, source })
     })?;
 
+    let timings = subject.timings.as_deref();
+    // That of the run before, which must not pass for that of this one.
+    let _ = timings.map(std::fs::remove_file);
     let begun = Instant::now();
     let started = Child::start(
         &subject.command,
@@ -114,7 +118,10 @@ pub async fn run(
     watcher.add_run(group.cpu_time().unwrap_or_default());
     drop((child, group));
     match measured {
-        Ok(sample) => Ok(sample),
+        Ok(sample) => Ok(Sample {
+            timings: timings.and_then(|path| Parts::stored(path, begun)),
+            ..sample
+        }),
         Err(error) => {
             output.drained().await;
             Err((error, output.last_lines()))
@@ -172,6 +179,7 @@ async fn measure(
         last_response_ns: ns(last),
         resolution_ns: ns(first.resolution),
         usage,
+        timings: None,
     })
 }
 

@@ -17,7 +17,12 @@ use crate::{
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 pub fn ps(global: &cli::Global, report: &Report) -> Result<u8, Error> {
-    report.instances(&instance::list(&open_store(global)?.instances()))?;
+    let found = instance::list(&open_store(global)?.instances());
+    let with_memory = found.into_iter().map(|instance| {
+        let memory = instance.memory();
+        (instance, memory)
+    });
+    report.instances(&with_memory.collect::<Vec<_>>())?;
     Ok(0)
 }
 

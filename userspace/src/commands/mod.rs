@@ -13,6 +13,8 @@ mod restore;
 mod subjects;
 mod supervise;
 
+use std::time::Instant;
+
 use crate::{
     cli::{Cli, Command, Global},
     criu::Program,
@@ -23,16 +25,16 @@ use crate::{
     store::Store,
 };
 
-/// Runs a command; returns the exit code.
+/// Runs a command; returns the exit code. `begun` is when the program began.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn run(cli: &Cli, report: &Report) -> Result<u8, Error> {
+pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error> {
     let global = &cli.global;
     match &cli.command {
         Command::Capture(arguments) => capture::run(global, arguments, report).await,
         Command::Checkpoint(arguments) => checkpoint::run(global, arguments, report).await,
-        Command::Restore(arguments) => restore::run(global, arguments, report).await,
+        Command::Restore(arguments) => restore::run(global, arguments, report, begun).await,
         Command::Ps => instances::ps(global, report),
         Command::Stop(arguments) => instances::stop(global, arguments, report).await,
         Command::Logs(arguments) => instances::logs(global, arguments).await,

@@ -17,7 +17,7 @@ use crate::{
 pub struct Subjects<'a> {
     pub store: &'a Store,
     pub criu: &'a Program,
-    /// Where a plain CRIU writes its log.
+    /// Where a plain CRIU writes its log; restores leave their timings beside it.
     pub work: &'a Path,
 }
 
@@ -37,6 +37,7 @@ impl Subjects<'_> {
             command: cold.clone(),
             image: None,
             grace: bench::GRACE,
+            timings: None,
         }];
         for image in images {
             subjects.push(self.restored(image)?);
@@ -55,6 +56,7 @@ impl Subjects<'_> {
                     command: cold.with_words(&["/bin/sh", "-c", command])?,
                     image: None,
                     grace: bench::GRACE,
+                    timings: None,
                 }),
             }
         }
@@ -67,13 +69,16 @@ impl Subjects<'_> {
     /// [`Error::Command`] or [`Error::Runtime`].
     pub fn restored(&self, image: &Image) -> Result<Subject, Error> {
         let program = std::env::current_exe().map_err(Error::Runtime)?;
-        let words: [OsString; 7] = [
+        let timings = self.work.with_file_name("timings.json");
+        let words: [OsString; 9] = [
             program.into(),
             "--store".into(),
             self.store.root().into(),
             "--criu".into(),
             self.criu.path.clone().into(),
             "restore".into(),
+            "--timings-file".into(),
+            timings.clone().into(),
             image.digest.as_str().into(),
         ];
         Ok(Subject {
@@ -83,6 +88,7 @@ impl Subjects<'_> {
             command: resolve(words)?,
             image: Some(identity(image)),
             grace: bench::GRACE,
+            timings: Some(timings),
         })
     }
 
@@ -108,6 +114,7 @@ impl Subjects<'_> {
             image: Some(identity(image)),
             // unshare(1) ignores SIGTERM, and criu(8) would not pass it on.
             grace: Duration::ZERO,
+            timings: None,
         })
     }
 }

@@ -7,6 +7,7 @@
 pub mod kerndat;
 mod log;
 mod program;
+mod start;
 mod user;
 
 use std::{
@@ -26,6 +27,7 @@ use tokio::io::Interest;
 pub use self::{
     log::last_lines,
     program::{PRIVATE_PREFIX, Program, ProgramError, Version, required_version},
+    start::Start,
     user::{User, UserError, WITHHELD, choose_user},
 };
 use crate::{

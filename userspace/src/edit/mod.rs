@@ -142,8 +142,18 @@ mod stats_entry {
     pub const DUMP: u32 = 1;
     pub const RESTORE: u32 = 2;
     pub const PAGES_WRITTEN: u32 = 7;
-    pub const RESTORE_TIME: u32 = 4;
 }
+
+mod restore_stats_entry {
+    pub const PAGES_COMPARED: u32 = 1;
+    pub const PAGES_SKIPPED_COW: u32 = 2;
+    pub const FORKING_TIME: u32 = 3;
+    pub const RESTORE_TIME: u32 = 4;
+    pub const PAGES_RESTORED: u32 = 5;
+}
+
+/// The image that CRIU reads before its own clock of a restore starts.
+pub const INVENTORY: &str = "inventory.img";
 
 /// Makes fresh images fit for many restores.
 ///
@@ -273,24 +283,39 @@ pub fn shared_ports(images: &Path) -> Result<BTreeSet<u16>, EditError> {
 
 /// How many pages of memory a dump wrote, from CRIU's statistics in the work folder.
 pub fn pages_written(work: &Path) -> Option<u64> {
-    statistic(
-        &work.join("stats-dump"),
-        stats_entry::DUMP,
-        stats_entry::PAGES_WRITTEN,
-    )
+    statistics(&work.join("stats-dump"), stats_entry::DUMP)?.number(stats_entry::PAGES_WRITTEN)
 }
 
-/// How long a restore took by CRIU's own statistics in the work folder, in microseconds: the
-/// time from its first fork to the resumed tree.
-pub fn restore_time_us(work: &Path) -> Option<u64> {
-    statistic(
-        &work.join("stats-restore"),
-        stats_entry::RESTORE,
-        stats_entry::RESTORE_TIME,
-    )
+/// What CRIU counted of a restore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreStatistics {
+    /// In microseconds: from when it has read the inventory until the tree is there, to be caught
+    /// and resumed.
+    pub restore_us: u64,
+    /// Of that, the root of the tree forking its children.
+    pub forking_us: u64,
+    /// Pages that processes have from their parents, and that were compared with the image.
+    pub pages_compared: Option<u64>,
+    /// Of them, those left shared.
+    pub pages_skipped_cow: Option<u64>,
+    /// Pages copied.
+    pub pages_restored: Option<u64>,
 }
 
-fn statistic(path: &Path, part: u32, field: u32) -> Option<u64> {
+/// CRIU's own statistics of a restore, from the work folder.
+pub fn restore_statistics(work: &Path) -> Option<RestoreStatistics> {
+    use restore_stats_entry as field;
+    let counted = statistics(&work.join("stats-restore"), stats_entry::RESTORE)?;
+    Some(RestoreStatistics {
+        restore_us: counted.number(field::RESTORE_TIME)?,
+        forking_us: counted.number(field::FORKING_TIME)?,
+        pages_compared: counted.number(field::PAGES_COMPARED),
+        pages_skipped_cow: counted.number(field::PAGES_SKIPPED_COW),
+        pages_restored: counted.number(field::PAGES_RESTORED),
+    })
+}
+
+fn statistics(path: &Path, part: u32) -> Option<wire::Message> {
     let image = Image::read(path, Kind::Stats).ok()?;
-    wire::Message::parse(image.entries.first()?.bytes(part)?)?.number(field)
+    wire::Message::parse(image.entries.first()?.bytes(part)?)
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod progress;
+mod restored;
 mod units;
 
 use std::{
@@ -17,6 +18,7 @@ use self::units::{Age, Bytes, Milliseconds};
 pub use self::{
     bench::{Exports, factor, markdown, svg},
     progress::ProgressLine,
+    restored::{FirstByte, NoByte},
 };
 use crate::{
     bench::{choice::Reason, statistics::Estimate},
@@ -26,7 +28,7 @@ use crate::{
     error::Error,
     instance::{Instance, State, describe_status},
     listener::Listener,
-    restore::Restored,
+    memory::Memory,
     store::{Damage, Digest, Image, Manifest, Verification},
     watch::CapturePoint,
 };
@@ -181,43 +183,10 @@ impl Report {
         out.print()
     }
 
-    pub fn restored(&self, restored: &Restored) -> Result<(), Error> {
-        let (record, timings) = (&restored.record, &restored.timings);
+    /// Instances with their memory, which those that have ended do not have.
+    pub fn instances(&self, instances: &[(Instance, Option<Memory>)]) -> Result<(), Error> {
         if self.json {
-            return self.line(
-                "restore",
-                json!({
-                    "instance": record.id,
-                    "image": record.image,
-                    "init": record.init,
-                    "detached": record.detached,
-                    "listeners": record.listeners,
-                    "total_us": timings.total.as_micros() as u64,
-                    "namespaces_us": timings.namespaces.as_micros() as u64,
-                    "criu_us": timings.criu.as_micros() as u64,
-                    "criu_restore_us": timings.criu_restore.map(|time| time.as_micros() as u64),
-                }),
-            );
-        }
-        let text = format!(
-            "Restored {} in {}: {}",
-            record.id,
-            Milliseconds(timings.total.as_micros() as u64),
-            list(&record.listeners),
-        );
-        if !record.detached {
-            // Standard output is the server's.
-            eprintln!("{text}");
-            return Ok(());
-        }
-        let mut out = Lines::default();
-        out.add(&text);
-        out.print()
-    }
-
-    pub fn instances(&self, instances: &[Instance]) -> Result<(), Error> {
-        if self.json {
-            for instance in instances {
+            for (instance, memory) in instances {
                 let (state, status) = match instance.state {
                     State::Running => ("running", None),
                     State::Ended { status } => ("ended", status),
@@ -225,13 +194,32 @@ impl Report {
                 let mut object = json!(instance.record);
                 object["state"] = state.into();
                 object["wait_status"] = status.into();
+                if let (Some(object), Value::Object(memory)) =
+                    (object.as_object_mut(), json!(memory))
+                {
+                    object.extend(memory);
+                }
                 self.line("instance", object)?;
             }
             return Ok(());
         }
-        let mut rows =
-            vec![["INSTANCE", "IMAGE", "STATE", "STARTED", "INIT", "LISTENERS"].map(str::to_owned)];
-        for Instance { record, state, .. } in instances {
+        let headings = [
+            "INSTANCE",
+            "IMAGE",
+            "STATE",
+            "STARTED",
+            "INIT",
+            "RSS",
+            "PSS",
+            "SHARED",
+            "LISTENERS",
+        ];
+        let mut rows = vec![headings.map(str::to_owned)];
+        for (Instance { record, state, .. }, memory) in instances {
+            let size = |part: fn(&Memory) -> u64| {
+                let bytes = memory.as_ref().map(part);
+                bytes.map_or_else(|| "-".to_owned(), |bytes| Bytes(bytes).to_string())
+            };
             rows.push([
                 record.id.clone(),
                 record.image.chars().take(12).collect(),
@@ -247,6 +235,9 @@ impl Report {
                 },
                 Age::since(record.started_ms).to_string(),
                 record.init.to_string(),
+                size(|memory| memory.rss),
+                size(|memory| memory.pss),
+                size(|memory| memory.shared),
                 list(&record.listeners),
             ]);
         }

@@ -30,6 +30,15 @@ impl fmt::Display for Milliseconds {
     }
 }
 
+/// Microseconds, shown as milliseconds with nothing rounded, so that sums are right.
+pub struct Microseconds(pub u64);
+
+impl fmt::Display for Microseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}.{:03} ms", self.0 / 1000, self.0 % 1000))
+    }
+}
+
 /// How long ago something was.
 pub struct Age {
     seconds: u64,
@@ -65,6 +74,7 @@ mod tests {
         assert_eq!(Bytes(1536).to_string(), "1.5 KiB");
         assert_eq!(Bytes(3 << 30).to_string(), "3.0 GiB");
         assert_eq!(Milliseconds(1234).to_string(), "1.2 ms");
+        assert_eq!(format!("{:>9}", Microseconds(12_034)), "12.034 ms");
         assert_eq!(Age { seconds: 90 }.to_string(), "90 s ago");
         assert_eq!(Age { seconds: 7200 }.to_string(), "2 h ago");
     }

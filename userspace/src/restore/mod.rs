@@ -3,6 +3,7 @@
 
 mod checks;
 mod memory;
+mod timings;
 
 use std::{
     fs, io,
@@ -13,6 +14,8 @@ use std::{
 
 use self::memory::Source;
 pub use self::memory::{MemoryMode, MemoryUse, Unmappable};
+use self::timings::Stopwatch;
+pub use self::timings::{Pages, Parts};
 use crate::{
     capture::keep_log,
     cgroup::{self, CgroupError, Memory, Reservation},
@@ -122,16 +125,18 @@ pub enum RestoreError {
     Interrupted,
 }
 
-/// Where the time of a restore went.
+/// How long a restore took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timings {
-    /// Making the namespaces, with init in them, and their network.
+    /// The checks, and making the namespaces, with init in them, and their network.
     pub namespaces: Duration,
     /// CRIU, from its start to its answer.
     pub criu: Duration,
     /// Of that, what CRIU itself counts as the restore.
     pub criu_restore: Option<Duration>,
     pub total: Duration,
+    /// All of it part by part, from [`Options::timed_since`] to the last hook.
+    pub parts: Parts,
 }
 
 /// A restored server under supervision. It ends when this is dropped.
@@ -143,6 +148,8 @@ pub struct Restored {
     pub output: Option<Output>,
     pub memory: MemoryUse,
     folder: Folder,
+    /// Takes the kernel a while to close, and so not before the end.
+    _criu_start: Option<criu::Start>,
 }
 
 impl Restored {
@@ -176,6 +183,8 @@ pub struct Options {
     pub hook_limit: Duration,
     /// A control group of its own.
     pub group: Option<cgroup::Request>,
+    /// It is to be known where the time goes, from this moment on.
+    pub timed_since: Option<Instant>,
 }
 
 /// Restores an image. It is ready for connections when this returns.
@@ -189,7 +198,12 @@ pub async fn restore(
     options: &Options,
 ) -> Result<Restored, RestoreError> {
     let begun = Instant::now();
+    let mut watch = Stopwatch::since(options.timed_since.unwrap_or(begun));
     image.check()?;
+    let mut parts = Parts {
+        image_us: watch.lap(),
+        ..Parts::default()
+    };
     let manifest = &image.manifest;
     let detached = options.detached;
     let is_private = options.network == Network::Private;
@@ -241,6 +255,7 @@ pub async fn restore(
     let open = |path: std::path::PathBuf| {
         fs::File::open(&path).map_err(|source| RestoreError::Image { path, source })
     };
+    let inventory = images.join(edit::INVENTORY);
     let (images, work) = (open(images)?, open(folder.work())?);
     let (output, [stdout, stderr]) = outputs(&folder, detached)?;
     let descriptors = Descriptors {
@@ -259,6 +274,7 @@ pub async fn restore(
         let limit = group.as_ref().and_then(Reservation::exhausted)?;
         Some(RestoreError::OutOfMemory(limit))
     };
+    parts.checks_us = watch.lap();
     let mut sandbox = Sandbox::create(&plan, &descriptors)
         .await
         .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
@@ -268,6 +284,7 @@ pub async fn restore(
         false => None,
     };
     let namespaces = begun.elapsed();
+    parts.namespaces_us = watch.lap();
 
     let request = RestoreRequest {
         inherited: [(&manifest.stdout, STDOUT), (&manifest.stderr, STDERR)]
@@ -279,20 +296,34 @@ pub async fn restore(
         connections: manifest.criu.connections,
         limit: LIMIT,
     };
+    let mut criu_start = options
+        .timed_since
+        .and_then(|_| criu::Start::watch(&folder.work(), &inventory).ok());
     let before_criu = Instant::now();
-    let root = criu::restore(&mut sandbox, manifest.criu.user, &request, &folder.work())
-        .await
-        .map_err(|error| out_of_memory().unwrap_or_else(|| keep_log(store, error).into()))?;
+    let work = folder.work();
+    let restoring = criu::restore(&mut sandbox, manifest.criu.user, &request, &work);
+    let root = match &mut criu_start {
+        Some(start) => start.during(restoring).await,
+        None => restoring.await,
+    };
+    let root =
+        root.map_err(|error| out_of_memory().unwrap_or_else(|| keep_log(store, error).into()))?;
+    let criu_began = watch.until(criu_start.as_ref().and_then(criu::Start::began));
+    let criu_took = watch.lap();
     sandbox.set_main(root).await?;
     group.as_ref().map_or(Ok(()), Reservation::complete)?;
     if manifest.capture.point == CapturePoint::PreListen {
         until_listening(&mut sandbox, &listeners).await?;
+        parts.listening_us = Some(watch.lap());
     }
-    let timings = Timings {
+    let counted = edit::restore_statistics(&work);
+    parts.split_criu(criu_took, criu_began, counted);
+    let mut timings = Timings {
         namespaces,
         criu: before_criu.elapsed(),
-        criu_restore: edit::restore_time_us(&folder.work()).map(Duration::from_micros),
+        criu_restore: counted.map(|counted| Duration::from_micros(counted.restore_us)),
         total: begun.elapsed(),
+        parts,
     };
     if !kerndat.is_filled() {
         // Only a cache: without it the next restore is slower, and tries again.
@@ -315,6 +346,7 @@ pub async fn restore(
         group: made,
     };
     folder.publish(&record)?;
+    timings.parts.record_us = watch.lap();
     let subject = hook::Subject {
         moment: hook::Moment::AfterRestore,
         root: tree::find(sandbox.init(), root),
@@ -336,6 +368,8 @@ pub async fn restore(
     }
     // From here on it goes with the folder.
     group.into_iter().for_each(Reservation::keep);
+    timings.parts.hooks_us = watch.lap();
+    timings.parts.finish(watch.total());
     Ok(Restored {
         sandbox,
         record,
@@ -343,6 +377,7 @@ pub async fn restore(
         output,
         memory,
         folder,
+        _criu_start: criu_start,
     })
 }
 

@@ -84,6 +84,26 @@ fn speed_up(ratio: &Estimate) -> String {
     format!("{:.2}x ({:.2} … {:.2})", ratio.value, ratio.low, ratio.high)
 }
 
+/// Where the time of each restored subject went, in a sentence each.
+pub fn parts(results: &Results) -> Vec<String> {
+    /// Less than this in microseconds is not worth a word.
+    const LEAST: f64 = 50.0;
+    let sentence = |subject: &Subject| {
+        let mut parts = subject.median_parts();
+        let (whole, all) = parts.pop()?;
+        parts.retain(|(_, time)| *time >= LEAST);
+        let part = |(name, time): &(&str, f64)| format!("{name} {:.1}", time / 1e3);
+        let parts: Vec<String> = parts.iter().map(part).collect();
+        Some(format!(
+            "{}, until warmimg has it back: {}; {whole} {} (medians)",
+            subject.kind,
+            parts.join(", "),
+            ms(all / 1e3)
+        ))
+    };
+    results.subjects.iter().filter_map(sentence).collect()
+}
+
 /// What was used until the first response, as medians.
 pub fn usage(results: &Results) -> Vec<UsageRow> {
     let row = |label, show: &dyn Fn(&Subject) -> String| UsageRow {

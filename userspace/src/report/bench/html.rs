@@ -123,6 +123,9 @@ fn add_timings(body: &mut String, results: &Results) {
         }
     }
     *body += "</table></div>\n";
+    for sentence in figures::parts(results) {
+        let _ = writeln!(body, "<p class=\"note\">{}</p>", escape(&sentence));
+    }
 }
 
 fn names(results: &Results) -> impl Iterator<Item = String> {

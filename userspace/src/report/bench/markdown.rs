@@ -61,6 +61,9 @@ fn add_timings(text: &mut String, results: &Results) {
         }
     }
     text.push('\n');
+    for sentence in figures::parts(results) {
+        let _ = writeln!(text, "{}\n", escape(&sentence));
+    }
 }
 
 fn add_usage(text: &mut String, results: &Results) {

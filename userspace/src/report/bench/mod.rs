@@ -76,6 +76,13 @@ fn add_timings(out: &mut Lines, results: &Results) {
         }
     }
     out.add("");
+    let parts = figures::parts(results);
+    for sentence in &parts {
+        out.add(&format!("  {sentence}"));
+    }
+    if !parts.is_empty() {
+        out.add("");
+    }
 }
 
 fn add_usage(out: &mut Lines, results: &Results) {
