@@ -15,7 +15,7 @@ use warmimg::{
     watch::CapturePoint,
 };
 
-use super::Entry;
+use super::{Entry, scale};
 
 /// Stored results of a server of the suite.
 struct Stored<'a> {
@@ -38,7 +38,8 @@ pub fn write(root: &Path, folder: &Path, suite: &[Entry]) {
         .filter_map(|entry| read(folder, entry))
         .collect();
     fs::write(folder.join("startup.svg"), chart(&stored)).unwrap();
-    fs::write(root.join("BENCHMARKS.md"), benchmarks(&stored)).unwrap();
+    let scale = scale::section(root, date);
+    fs::write(root.join("BENCHMARKS.md"), benchmarks(&stored, &scale)).unwrap();
     let path = root.join("README.md");
     let readme = fs::read_to_string(&path).unwrap();
     fs::write(path, with_table(&readme, &stored)).unwrap();
@@ -141,7 +142,7 @@ fn with_table(readme: &str, stored: &[Stored]) -> String {
     format!("{before}{BEGIN}{}{END}{after}", table(stored))
 }
 
-fn benchmarks(stored: &[Stored]) -> String {
+fn benchmarks(stored: &[Stored], scale: &str) -> String {
     let mut text = "# Benchmarks\n\n\
         Written by `cargo xtask bench` from the files in `benches/results/`, which hold every \
         sample.\n\n![](benches/results/startup.svg)\n\n"
@@ -161,6 +162,7 @@ fn benchmarks(stored: &[Stored]) -> String {
         cargo xtask bench --document         # only write this page anew\n```\n\n\
         Each is a `warmimg bench` that can be run by hand. `WORK` is a folder that the suite makes \
         with the server's configuration; other paths are relative to the checkout.\n";
+    text += scale;
     for Stored {
         entry,
         version,

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "it fails by panicking")]
 
 mod document;
+mod scale;
 #[path = "../../tests/support/mod.rs"]
 #[expect(
     dead_code,

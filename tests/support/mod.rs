@@ -138,8 +138,8 @@ impl Workspace {
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// The processes of this test that run.
-    fn processes(&self) -> Vec<(i32, String)> {
+    /// The processes of this test that run, each with its name.
+    pub fn processes(&self) -> Vec<(i32, String)> {
         let mark = [MARK.as_bytes(), b"=", self.path().as_os_str().as_bytes()].concat();
         let is_ours = |pid: &i32| {
             let has_mark = fs::read(format!("/proc/{pid}/environ"))

@@ -39,13 +39,22 @@ impl Server {
     /// Starts it without warmimg, in a session of its own as a service manager does; it ends when
     /// the result is dropped.
     pub fn start_cold(&self, workspace: &Workspace) -> ColdServer {
+        self.start_cold_writing(workspace, Stdio::null())
+    }
+
+    /// The same, its standard output going there.
+    pub fn start_cold_writing(
+        &self,
+        workspace: &Workspace,
+        output: impl Into<Stdio>,
+    ) -> ColdServer {
         let mut command = std::process::Command::new("setsid");
         command
             .args(&self.command)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(workspace.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(output)
             .stderr(Stdio::null());
         workspace.mark(&mut command);
         if let Some(name) = self.user {

@@ -17,7 +17,7 @@ Usage: cargo xtask COMMAND [--dry-run]
   test              set up and run all tests
   check             format, lints (warnings are errors), help texts in README.md
   bench [SERVER…]   start-up of the real servers, and the documents made from it; `bench overhead`
-                    for what warmimg itself costs
+                    for what warmimg itself costs, `bench scale` for large heaps, many copies, load
   docs [--check]    write the help texts into README.md (or check them)
 
   --dry-run         only show what would be done";
@@ -72,11 +72,9 @@ fn check(runner: &Runner) -> Result<()> {
 
 fn bench(runner: &Runner, arguments: &[String]) -> Result<()> {
     setup::set_up(runner, true)?;
-    let is_overhead = arguments.first().is_some_and(|first| first == "overhead");
-    let (program, skip) = if is_overhead {
-        ("overhead", 1)
-    } else {
-        ("startup", 0)
+    let (program, skip) = match arguments.first().map(String::as_str) {
+        Some(other @ ("overhead" | "scale")) => (other, 1),
+        _ => ("startup", 0),
     };
     let arguments = arguments.iter().map(String::as_str).skip(skip);
     let arguments = arguments.filter(|&argument| argument != "--dry-run");

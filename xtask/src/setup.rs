@@ -22,7 +22,7 @@ const COMPILER: [&str; 7] = [
 ];
 
 /// The servers of the integration tests, and the tools the tests use.
-const SERVERS: [&str; 18] = [
+const SERVERS: [&str; 19] = [
     "nginx-light",
     "apache2",
     "libapache2-mod-php",
@@ -41,6 +41,7 @@ const SERVERS: [&str; 18] = [
     "ruby-pg",
     "redis-server",
     "strace",
+    "wrk",
 ];
 
 /// What the tests' Node servers use. Each is in a folder of its own in target/servers.

@@ -1,10 +1,11 @@
 """A server with a large heap: 700 MB of small objects, as a cache or a model that is loaded at the
-start. Usage: server.py PORT"""
+start. Usage: server.py PORT [MB]"""
 
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-CACHE = {number: bytes(1000) for number in range(630_000)}
+MEGABYTES = int(sys.argv[2]) if len(sys.argv) > 2 else 700
+CACHE = {number: bytes(1000) for number in range(900 * MEGABYTES)}
 
 
 class Handler(BaseHTTPRequestHandler):
