@@ -42,11 +42,29 @@ pub struct Mapped {
     /// All addresses at which they are mapped, in any of the processes, lie in these: the first,
     /// and that behind the last.
     pub ranges: Vec<(u64, u64)>,
-    /// The same of those that were mapped with `MAP_NORESERVE`.
+    /// What is special about some of the mapped memory, in the order of addresses.
     #[serde(default)]
-    pub unreserved: Vec<(u64, u64)>,
+    pub traits: Vec<Traits>,
     /// How much is mapped, in all processes.
     pub bytes: u64,
+}
+
+/// What is special about mapped memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traits {
+    pub start: u64,
+    /// The address behind the last.
+    pub end: u64,
+    /// No memory was reserved for it (`MAP_NORESERVE`).
+    pub is_unreserved: bool,
+    /// What it was told by madvise(2), each a bit.
+    pub advice: u64,
+}
+
+impl Traits {
+    fn kind(&self) -> (bool, u64) {
+        (self.is_unreserved, self.advice)
+    }
 }
 
 /// CRIU's name for the file of that number in [`Mapped::files`], which a restore hands to it.
@@ -167,17 +185,21 @@ impl Memory {
             .collect()
     }
 
-    /// The mappings whose pages may be mapped, and for which no memory was reserved.
-    fn unreserved(&self) -> impl Iterator<Item = (u64, u64)> {
-        let is_unreserved = |mapping: &Message| {
+    /// What the mappings are like whose pages may be mapped.
+    fn traits(&self) -> Vec<Traits> {
+        let mappings = self.mappings();
+        let traits = |mapping: &Message| {
+            let (start, end) = extent(mapping)?;
             let flags = mapping.number(vma_entry::FLAGS).unwrap_or(0);
-            is_mappable(mapping) && flags & libc::MAP_NORESERVE as u64 != 0
+            Some(Traits {
+                start,
+                end,
+                is_unreserved: flags & libc::MAP_NORESERVE as u64 != 0,
+                advice: mapping.number(vma_entry::MADV).unwrap_or(0),
+            })
         };
-        let mappings = self.mappings().into_iter().filter(is_unreserved);
-        mappings
-            .collect::<Vec<_>>()
-            .into_iter()
-            .filter_map(|m| extent(&m))
+        let mappable = mappings.iter().filter(|mapping| is_mappable(mapping));
+        mappable.filter_map(traits).collect()
     }
 
     /// The groups of pages that are worth being mapped.
@@ -239,7 +261,8 @@ fn is_guard(mapping: &Message) -> bool {
 }
 
 /// Whether a mapping of a file can stand for it: private anonymous memory of ordinary pages that
-/// does not grow down as a stack does, and was told nothing by madvise(2) or mlock(2).
+/// does not grow down as a stack does, is not locked, and was told nothing that only anonymous memory
+/// can be told.
 fn is_mappable(mapping: &Message) -> bool {
     let number = |field| mapping.number(field).unwrap_or(0);
     let unlike = libc::MAP_GROWSDOWN | libc::MAP_HUGETLB | libc::MAP_LOCKED;
@@ -247,7 +270,7 @@ fn is_mappable(mapping: &Message) -> bool {
     status & vma_entry::ANON_PRIVATE != 0
         && status & !(vma_entry::REGULAR | vma_entry::HEAP | vma_entry::ANON_PRIVATE) == 0
         && number(vma_entry::FLAGS) & unlike as u64 == 0
-        && number(vma_entry::MADV) == 0
+        && number(vma_entry::MADV) & (1 << libc::MADV_WIPEONFORK) == 0
 }
 
 /// Makes the pages of each region follow each other in their file.
@@ -366,10 +389,14 @@ pub fn describe_mapped(images: &Path, folder: &Path) -> Result<Mapped, EditError
         let Some(runs) = memory.runs() else {
             continue;
         };
-        let regions = regions(&runs, &memory.groups(&runs));
+        let mut regions = regions(&runs, &memory.groups(&runs));
+        // The guard knows addresses, not processes: they must mean the same in all.
+        let traits = memory.traits();
+        regions.retain(|region| agrees(region.run, &traits, &mapped.traits));
         if regions.is_empty() {
             continue;
         }
+        mapped.traits.extend(traits);
         if mapped.files.is_empty() {
             let made = fs::DirBuilder::new().mode(0o700).create(folder);
             made.map_err(|source| EditError::Write {
@@ -386,7 +413,6 @@ pub fn describe_mapped(images: &Path, folder: &Path) -> Result<Mapped, EditError
             .sum::<u64>();
         let ends = |region: &Region| (region.run.address, region.run.end());
         mapped.ranges.extend(regions.iter().map(ends));
-        mapped.unreserved.extend(memory.unreserved());
         written.extend(describe_process(
             memory,
             (images, folder),
@@ -399,11 +425,25 @@ pub fn describe_mapped(images: &Path, folder: &Path) -> Result<Mapped, EditError
         return Ok(mapped);
     }
     mapped.ranges = cover(mapped.ranges, MOST_RANGES);
-    mapped.unreserved = cover(mapped.unreserved, usize::MAX);
+    mapped.traits.retain(|traits| traits.kind() != (false, 0));
+    mapped
+        .traits
+        .sort_unstable_by_key(|traits| (traits.start, traits.end));
+    mapped.traits.dedup();
     files.write()?;
     written.push(FILES.to_owned());
     link_others(images, folder, &[written, mapped.files.clone()].concat())?;
     Ok(mapped)
+}
+
+/// Whether memory of one process is like that of the others at the same addresses.
+fn agrees(run: Run, own: &[Traits], others: &[Traits]) -> bool {
+    let is_there = |traits: &&Traits| traits.start < run.end() && run.address < traits.end;
+    let own = own.iter().find(is_there).map(Traits::kind);
+    others
+        .iter()
+        .filter(is_there)
+        .all(|other| own == Some(other.kind()))
 }
 
 /// The regions, with their places in the file.

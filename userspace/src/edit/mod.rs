@@ -20,7 +20,7 @@ use self::image::{Image, Kind};
 pub use self::{
     image::EditError,
     listeners::move_listeners,
-    memory::{Mapped, describe_mapped, inherited_name, lay_out},
+    memory::{Mapped, Traits, describe_mapped, inherited_name, lay_out},
     rewind::before_listen,
 };
 

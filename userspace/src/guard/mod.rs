@@ -29,9 +29,12 @@ use self::{
     replace::{Piece, Replacement},
     tracee::TraceError,
 };
-use crate::sys::{
-    self,
-    seccomp::{self, Answer, Notification},
+use crate::{
+    edit::Traits,
+    sys::{
+        self,
+        seccomp::{self, Answer, Notification},
+    },
 };
 
 /// Why memory cannot be guarded here.
@@ -80,8 +83,20 @@ pub struct Counters {
 pub struct Guarded {
     /// All mapped memory lies in these: the first address, and that behind the last.
     pub ranges: Vec<(u64, u64)>,
-    /// Memory that was mapped with `MAP_NORESERVE`.
-    pub unreserved: Vec<(u64, u64)>,
+    /// What is special about some of it.
+    pub traits: Vec<Traits>,
+}
+
+impl Counters {
+    /// Writes them to a file, over those that it has.
+    ///
+    /// # Errors
+    /// What pwrite(2) says.
+    pub fn write(&self, file: &fs::File) -> io::Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        // They only grow, and with them the text.
+        file.write_all_at(&serde_json::to_vec(self)?, 0)
+    }
 }
 
 /// Whether memory can be guarded here.
@@ -106,8 +121,7 @@ const MSEAL: libc::c_long = filter::MSEAL as libc::c_long;
 pub struct Guard {
     listener: OwnedFd,
     files: Vec<FileId>,
-    /// Ranges of memory that was mapped with `MAP_NORESERVE`.
-    unreserved: Vec<(u64, u64)>,
+    traits: Vec<Traits>,
     /// How often the mappings of a process were cut.
     cuts: HashMap<i32, u32>,
     counters: Counters,
@@ -131,7 +145,7 @@ impl Guard {
     pub fn new(
         listener: OwnedFd,
         files: &[BorrowedFd<'_>],
-        unreserved: Vec<(u64, u64)>,
+        traits: Vec<Traits>,
     ) -> io::Result<Self> {
         let identify = |file: &BorrowedFd<'_>| {
             let page = sys::Page::map(*file)?;
@@ -142,7 +156,7 @@ impl Guard {
         Ok(Self {
             listener,
             files: files?,
-            unreserved,
+            traits,
             cuts: HashMap::new(),
             counters: Counters::default(),
         })
@@ -254,13 +268,13 @@ impl Guard {
             }
             libc::SYS_mremap => self.remap(&mut mappings, data.args),
             libc::SYS_mlock | libc::SYS_mlock2 | MSEAL => {
-                self.keep(&mut mappings, &[range(data.args[0], data.args[1])])
+                self.keep(&mut mappings, &[range(data.args[0], data.args[1])], None)
             }
-            libc::SYS_mlockall => self.keep(&mut mappings, &[(0, u64::MAX)]),
+            libc::SYS_mlockall => self.keep(&mut mappings, &[(0, u64::MAX)], None),
             // The kernel lets the faults of few kinds of mappings be served.
             libc::SYS_ioctl => {
                 let ranges = ranges(tid, data.args[2], 1)?;
-                self.keep(&mut mappings, &ranges)
+                self.keep(&mut mappings, &ranges, None)
             }
             _ => Ok(Deed::Let),
         }
@@ -276,7 +290,7 @@ impl Guard {
             return self.remove(mappings, ranges);
         }
         if !filter::DISCARDS.contains(&advice) {
-            return self.keep(mappings, ranges);
+            return self.keep(mappings, ranges, Some(advice));
         }
         let mut fresh = Vec::new();
         let mut cut = Vec::new();
@@ -325,13 +339,21 @@ impl Guard {
         Ok(Deed::Let)
     }
 
-    /// What is mapped in some ranges becomes anonymous with its content.
-    fn keep(&self, mappings: &mut Mappings, ranges: &[(u64, u64)]) -> io::Result<Deed> {
+    /// What is mapped in some ranges becomes anonymous with its content, unless it has been told this
+    /// already. CRIU tells it so itself when it restores it.
+    fn keep(
+        &self,
+        mappings: &mut Mappings,
+        ranges: &[(u64, u64)],
+        advice: Option<i32>,
+    ) -> io::Result<Deed> {
         let mut pieces = Vec::new();
         for &range in ranges {
             let found = mappings.within(range)?;
             let mapped = found.iter().filter(|mapping| self.is_mapped(mapping));
-            pieces.extend(mapped.map(|mapping| self.piece(mapping, range)));
+            let mapped = mapped.map(|mapping| self.piece(mapping, range));
+            let is_new = |piece: &Piece| !advice.is_some_and(|advice| piece.was_told(advice));
+            pieces.extend(mapped.filter(is_new));
         }
         Ok(match pieces.is_empty() {
             true => Deed::Let,
@@ -366,8 +388,8 @@ impl Guard {
     }
 
     fn piece(&self, mapping: &Mapping, range: (u64, u64)) -> Piece {
-        let holds = |&(start, end): &(u64, u64)| start <= mapping.start && mapping.start < end;
-        Piece::of(mapping, range, self.unreserved.iter().any(holds))
+        let holds = |traits: &&Traits| traits.start <= mapping.start && mapping.start < traits.end;
+        Piece::of(mapping, range, self.traits.iter().find(holds))
     }
 
     /// Counts a cut in the mappings of a process. Each makes mappings more, and their number is

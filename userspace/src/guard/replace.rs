@@ -8,7 +8,7 @@ use super::{
     page_size,
     tracee::{Caller, Seized, Stopped, TraceError},
 };
-use crate::sys;
+use crate::{edit::Traits, sys};
 
 /// Memory that nothing was ever written to.
 const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -20,23 +20,30 @@ pub struct Piece {
     end: u64,
     protection: i32,
     is_unreserved: bool,
+    /// What it was told by madvise(2), each a bit.
+    advice: u64,
 }
 
 impl Piece {
-    /// The part of a mapping that lies in a range. What is unreserved counts as used only when it is
-    /// (`MAP_NORESERVE`).
-    pub fn of(mapping: &Mapping, range: (u64, u64), is_unreserved: bool) -> Self {
+    /// The part of a mapping that lies in a range.
+    pub fn of(mapping: &Mapping, range: (u64, u64), traits: Option<&Traits>) -> Self {
         Self {
             start: mapping.start.max(range.0),
             end: mapping.end.min(range.1),
             protection: mapping.protection,
-            is_unreserved,
+            is_unreserved: traits.is_some_and(|traits| traits.is_unreserved),
+            advice: traits.map_or(0, |traits| traits.advice),
         }
     }
 
     /// Whether it is a part of a mapping only.
     pub fn cuts(&self, mapping: &Mapping) -> bool {
         (self.start, self.end) != (mapping.start, mapping.end)
+    }
+
+    /// Whether it was told this by madvise(2) before its capture.
+    pub fn was_told(&self, advice: i32) -> bool {
+        self.advice >> advice & 1 == 1
     }
 
     fn len(&self) -> u64 {
@@ -79,6 +86,7 @@ impl Replacement {
                         Err(TraceError::Call { .. }) => zero(tid, piece)?,
                         mapped => drop(mapped?),
                     }
+                    advise(&mut caller, piece)?;
                     counters.fresh += 1;
                     counters.fresh_bytes += piece.len();
                 }
@@ -129,6 +137,15 @@ fn map(caller: &mut Caller, like: &Piece, start: u64, len: u64) -> Result<u64, T
     caller.call("map fresh memory", libc::SYS_mmap, arguments)
 }
 
+/// Tells fresh memory what its predecessor was told.
+fn advise(caller: &mut Caller, piece: &Piece) -> Result<(), TraceError> {
+    for advice in (0..u64::BITS).filter(|bit| piece.advice >> bit & 1 == 1) {
+        let arguments = [piece.start, piece.len(), advice.into(), 0, 0, 0];
+        caller.call("advise on memory", libc::SYS_madvise, arguments)?;
+    }
+    Ok(())
+}
+
 /// Replaces a run by a copy of itself. Returns false if there is no memory for that, and nothing
 /// has been done.
 fn copy(caller: &mut Caller, tid: i32, run: &[Piece]) -> Result<bool, GuardError> {
@@ -153,6 +170,7 @@ fn copy(caller: &mut Caller, tid: i32, run: &[Piece]) -> Result<bool, GuardError
     copied.map_err(|source| GuardError::Memory { pid: tid, source })?;
     let arguments = [aside, len, 0, 0, 0, 0];
     caller.call("unmap memory", libc::SYS_munmap, arguments)?;
+    run.iter().try_for_each(|piece| advise(caller, piece))?;
     Ok(true)
 }
 

@@ -117,7 +117,7 @@ fn open(image: &Image) -> Result<Result<Source, Unmappable>, RestoreError> {
         files,
         guarded: Guarded {
             ranges: mapped.ranges.clone(),
-            unreserved: mapped.unreserved.clone(),
+            traits: mapped.traits.clone(),
         },
         bytes: mapped.bytes,
     }))

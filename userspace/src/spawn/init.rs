@@ -130,7 +130,9 @@ struct Init<'a> {
     supervised: bool,
     /// How many files memory is mapped from, from [`MEMORY`] on.
     memory_files: RawFd,
-    guard: Option<Guard>,
+    /// With the file that shows what it has done, which stays open: on some file systems a file
+    /// that is written anew goes to the disk at once.
+    guard: Option<(Guard, fs::File)>,
 }
 
 /// Runs init. `descriptors` are, in order, those of the constants above from [`CONTROL`] on.
@@ -267,7 +269,7 @@ impl Init<'_> {
         loop {
             let watch = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
             let signalled = signals.as_fd();
-            let guarded = self.guard.as_ref().map(Guard::listener);
+            let guarded = self.guard.as_ref().map(|(guard, _)| guard.listener());
             let ordered = self.supervised.then_some(self.control);
             let watched = [Some(signalled), guarded, ordered];
             let mut ready: Vec<PollFd> = watched.into_iter().flatten().map(watch).collect();
@@ -311,18 +313,12 @@ impl Init<'_> {
     }
 
     fn serve_guard(&mut self) -> Result<(), GuardError> {
-        let Some(guard) = &mut self.guard else {
+        let Some((guard, guard_file)) = &mut self.guard else {
             return Ok(());
         };
-        let before = guard.counters();
         guard.serve()?;
-        if guard.counters() != before {
-            // Only to be shown.
-            let _ = write_file(
-                GUARD_FILE,
-                &serde_json::to_vec(&guard.counters()).unwrap_or_default(),
-            );
-        }
+        // Only to be shown.
+        let _ = guard.counters().write(guard_file);
         Ok(())
     }
 
@@ -429,7 +425,9 @@ impl Init<'_> {
     }
 
     fn finish(&self, status: i32) -> i32 {
-        let _ = write_file(EXIT_FILE, format!("{status}\n").as_bytes());
+        if let Ok(mut file) = open_file(EXIT_FILE) {
+            let _ = writeln!(file, "{status}");
+        }
         self.tell(Notice::Exited {
             status: status as u32,
         });
@@ -533,11 +531,16 @@ impl Init<'_> {
     }
 
     /// The guard by the filter that CRIU has put on itself, and so on all that it restores.
-    fn receive_guard(&self, socket: BorrowedFd<'_>, guarded: &Guarded) -> io::Result<Guard> {
+    fn receive_guard(
+        &self,
+        socket: BorrowedFd<'_>,
+        guarded: &Guarded,
+    ) -> io::Result<(Guard, fs::File)> {
         let listener = receive_descriptor(socket)?;
         let files = MEMORY..MEMORY + self.memory_files;
         let files: Vec<_> = files.map(sys::permanent).collect();
-        Guard::new(listener, &files, guarded.unreserved.clone())
+        let guard = Guard::new(listener, &files, guarded.traits.clone())?;
+        Ok((guard, open_file(GUARD_FILE)?))
     }
 
     fn become_criu(&self, uid: u32, gid: u32, socket: &OwnedFd) -> io::Error {
@@ -577,23 +580,21 @@ impl Init<'_> {
             c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             // Nothing is sent to a page server: saves half a millisecond of CRIU's start.
             c"GNUTLS_NO_IMPLICIT_INIT=1".to_owned(),
+            c"CRIU_FAULT=130".to_owned(),
         ];
         sys::exec(&self.plan.criu, &arguments, &environment)
     }
 }
 
-/// Writes a file in the instance's folder.
-fn write_file(name: &str, bytes: &[u8]) -> io::Result<()> {
+/// Opens a new file in the instance's folder.
+fn open_file(name: &str) -> io::Result<fs::File> {
     let file = rustix::fs::openat(
         sys::permanent(INSTANCE),
         name,
-        rustix::fs::OFlags::CREATE
-            | rustix::fs::OFlags::TRUNC
-            | rustix::fs::OFlags::WRONLY
-            | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::from_raw_mode(0o600),
     )?;
-    fs::File::from(file).write_all(bytes)
+    Ok(fs::File::from(file))
 }
 
 fn text(text: &str) -> CString {
