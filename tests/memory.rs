@@ -14,14 +14,22 @@ fn server(workspace: &Workspace) -> (Server, u16) {
 
 /// What a server sees in each of its checks.
 fn ask_all(port: u16) -> Vec<String> {
+    ask_some(port, |_| true)
+}
+
+/// What it sees in some of them, by their places.
+fn ask_some(port: u16, is_asked: impl Fn(usize) -> bool) -> Vec<String> {
     let names = ask::get(port, "/list").unwrap();
     // The first word is the status.
-    let names = names.split_whitespace().skip(1);
-    let ask = |name| match ask::get(port, &format!("/{name}")) {
+    let names = names.split_whitespace().skip(1).enumerate();
+    let ask = |(_, name)| match ask::get(port, &format!("/{name}")) {
         Ok(answer) => format!("{name}: {answer}"),
         Err(error) => format!("{name}: {error}"),
     };
-    names.map(ask).collect()
+    names
+        .filter(|(place, _)| is_asked(*place))
+        .map(ask)
+        .collect()
 }
 
 /// What it sees when it has never been captured.
@@ -67,6 +75,43 @@ fn restored_memory_is_as_it_was_mapped_or_copied() {
         assert_same(memory, &ask_all(port), &expected);
         workspace.run(["stop", "--all"]);
     }
+    workspace.assert_clean();
+}
+
+#[test]
+fn what_is_mapped_becomes_part_of_a_new_image() {
+    let workspace = Workspace::new();
+    let (server, port) = server(&workspace);
+    let expected = ask_cold(&workspace, &server, port);
+    let pick = |is_picked: fn(usize) -> bool| -> Vec<String> {
+        let all = expected.iter().enumerate();
+        all.filter(|(place, _)| is_picked(*place))
+            .map(|(_, line)| line.clone())
+            .collect()
+    };
+    expect(0, &mut server.capture(&workspace, &["--name", "memory"]));
+    workspace.run(["restore", "-d", "--memory", "map", "memory"]);
+    let (third, second, first) = (
+        (|place| place >= 50) as fn(usize) -> bool,
+        (|place| (25..50).contains(&place)) as fn(usize) -> bool,
+        (|place| place < 25) as fn(usize) -> bool,
+    );
+    assert_same("mapped", &ask_some(port, first), &pick(first));
+    workspace.run(["checkpoint", "--pid", "memory-1", "--name", "second"]);
+    // It needs no other image.
+    workspace.run(["rm", "memory"]);
+    for memory in ["copy", "map"] {
+        workspace.run(["restore", "-d", "--memory", memory, "second"]);
+        assert_same(memory, &ask_some(port, second), &pick(second));
+        if memory == "map" {
+            workspace.run(["checkpoint", "--pid", "second-1", "--name", "third"]);
+        } else {
+            workspace.run(["stop", "--all"]);
+        }
+    }
+    workspace.run(["restore", "-d", "--memory", "map", "third"]);
+    assert_same("mapped again", &ask_some(port, third), &pick(third));
+    workspace.run(["stop", "--all"]);
     workspace.assert_clean();
 }
 

@@ -100,7 +100,6 @@ pub async fn checkpoint(
         stdout: null.as_fd(),
         stderr: null.as_fd(),
         instance: work.as_fd(),
-        memory: vec![],
     };
     let mut sandbox = Some(Sandbox::create(&plan, &descriptors).await?);
 

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    path::Path,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -114,6 +113,7 @@ pub fn keep(
     } = dumped;
     let images = staging.criu();
     edit::make_reusable(&images)?;
+    edit::take_back(&images)?;
     edit::lay_out(&images)?;
     let mapped = edit::describe_mapped(&images, &staging.map())?;
     let [stdout, stderr] = origin.outputs;
@@ -133,7 +133,7 @@ pub fn keep(
         locks,
         root: tree.root,
         processes: tree.members.into_iter().map(|member| member.info).collect(),
-        memory_bytes: memory_bytes(&staging.work()),
+        memory_bytes: edit::memory_bytes(&images),
         mapped: Some(mapped),
         stdout,
         stderr,
@@ -208,10 +208,6 @@ fn ends(connection: &Connection) -> Option<(SocketAddr, SocketAddr)> {
         }
         _ => None,
     }
-}
-
-fn memory_bytes(work: &Path) -> u64 {
-    edit::pages_written(work).unwrap_or(0) * rustix::param::page_size() as u64
 }
 
 /// Moves the log out of the folder that is about to be removed.

@@ -241,7 +241,6 @@ pub async fn capture(
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
         instance: work.as_fd(),
-        memory: vec![],
     };
     let mut sandbox = Sandbox::create(&plan, &descriptors).await?;
     drop((stdout, stderr));

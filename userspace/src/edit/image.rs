@@ -20,6 +20,7 @@ pub enum Kind {
     Core = 0x5505_3847,
     Mm = 0x5749_2820,
     Pagemap = 0x5608_4025,
+    Seccomp = 0x6441_3049,
     Stats = 0x5709_3306,
 }
 

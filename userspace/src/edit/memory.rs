@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::unix::fs::{DirBuilderExt as _, FileExt as _, symlink},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
@@ -74,13 +74,13 @@ pub fn inherited_name(number: usize) -> String {
 
 /// Pages that follow each other in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
-    address: u64,
-    pages: u64,
+pub(super) struct Run {
+    pub address: u64,
+    pub pages: u64,
 }
 
 impl Run {
-    fn end(self) -> u64 {
+    pub(super) fn end(self) -> u64 {
         self.address + self.pages * page_size()
     }
 }
@@ -94,7 +94,7 @@ struct Region {
 }
 
 /// The memory of a process in an image.
-struct Memory {
+pub(super) struct Memory {
     pid: String,
     mm: Image,
     pagemap: Image,
@@ -102,7 +102,7 @@ struct Memory {
 }
 
 impl Memory {
-    fn read(images: &Path, pid: &str) -> Result<Self, EditError> {
+    pub(super) fn read(images: &Path, pid: &str) -> Result<Self, EditError> {
         let path = images.join(format!("pagemap-{pid}.img"));
         let pagemap = Image::read(&path, Kind::Pagemap)?;
         let head = pagemap.entries.first();
@@ -118,8 +118,18 @@ impl Memory {
         })
     }
 
+    /// The file with the pages.
+    pub(super) fn pages_path(&self, images: &Path) -> PathBuf {
+        images.join(format!("pages-{}.img", self.pages_id))
+    }
+
+    pub(super) fn write(&self) -> Result<(), EditError> {
+        self.mm.write()?;
+        self.pagemap.write()
+    }
+
     /// The pages in the order of the file; none if some are elsewhere than in it.
-    fn runs(&self) -> Option<Vec<Run>> {
+    pub(super) fn runs(&self) -> Option<Vec<Run>> {
         let run = |entry: &Message| {
             let flags = entry.number(pagemap_entry::FLAGS)?;
             let pages = entry.number(pagemap_entry::NR_PAGES);
@@ -131,7 +141,7 @@ impl Memory {
         self.pagemap.entries.get(1..)?.iter().map(run).collect()
     }
 
-    fn set_runs(&mut self, runs: &[Run]) {
+    pub(super) fn set_runs(&mut self, runs: &[Run]) {
         self.pagemap.entries.truncate(1);
         let entry = |run: &Run| {
             let field = |number, value| Field {
@@ -149,20 +159,12 @@ impl Memory {
     }
 
     /// The mappings, as messages.
-    fn mappings(&self) -> Vec<Message> {
+    pub(super) fn mappings(&self) -> Vec<Message> {
         let entry = self.mm.entries.first();
-        let fields = entry.map_or(&[][..], |entry| &entry.0);
-        fields
-            .iter()
-            .filter(|field| field.number == mm_entry::VMAS)
-            .filter_map(|field| match &field.value {
-                Value::Bytes(bytes) => Message::parse(bytes),
-                _ => None,
-            })
-            .collect()
+        entry.map_or(vec![], |entry| entry.messages(mm_entry::VMAS))
     }
 
-    fn set_mappings(&mut self, mappings: &[Message]) {
+    pub(super) fn set_mappings(&mut self, mappings: &[Message]) {
         if let Some(entry) = self.mm.entries.first_mut() {
             let values = mappings.iter().map(|m| Value::Bytes(m.to_bytes()));
             entry.set(mm_entry::VMAS, values);
@@ -233,7 +235,7 @@ impl Memory {
 }
 
 /// The processes of an image that have memory.
-fn processes(images: &Path) -> Result<Vec<String>, EditError> {
+pub(super) fn processes(images: &Path) -> Result<Vec<String>, EditError> {
     let fail = |source| EditError::Read {
         path: images.into(),
         source,
@@ -251,7 +253,7 @@ fn processes(images: &Path) -> Result<Vec<String>, EditError> {
     Ok(found)
 }
 
-fn extent(mapping: &Message) -> Option<(u64, u64)> {
+pub(super) fn extent(mapping: &Message) -> Option<(u64, u64)> {
     let number = |field| mapping.number(field);
     Some((number(vma_entry::START)?, number(vma_entry::END)?))
 }
@@ -287,8 +289,8 @@ pub fn lay_out(images: &Path) -> Result<(), EditError> {
         if new == old {
             continue;
         }
-        let path = images.join(format!("pages-{}.img", memory.pages_id));
-        let aside = images.join(format!("pages-{}.img.new", memory.pages_id));
+        let path = memory.pages_path(images);
+        let aside = path.with_extension("new");
         spread(&path, &aside, &old, &new)?;
         memory.set_runs(&new);
         memory.pagemap.write()?;
@@ -481,7 +483,7 @@ fn describe_process(
         .collect();
     memory.set_mappings(&mappings);
     let groups: Vec<Run> = regions.iter().map(|region| region.run).collect();
-    let source = open(&images.join(format!("pages-{}.img", memory.pages_id)))?;
+    let source = open(&memory.pages_path(images))?;
     let copied_id = COPIED | memory.pages_id;
     let pages = format!("pages-{copied_id}.img");
     let path = folder.join(&pages);
@@ -644,14 +646,14 @@ fn cover(mut ranges: Vec<(u64, u64)>, most: usize) -> Vec<(u64, u64)> {
     joined
 }
 
-fn open(path: &Path) -> Result<fs::File, EditError> {
+pub(super) fn open(path: &Path) -> Result<fs::File, EditError> {
     fs::File::open(path).map_err(|source| EditError::Read {
         path: path.into(),
         source,
     })
 }
 
-fn create(path: &Path) -> io::Result<fs::File> {
+pub(super) fn create(path: &Path) -> io::Result<fs::File> {
     fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -659,7 +661,13 @@ fn create(path: &Path) -> io::Result<fs::File> {
 }
 
 /// Copies a part of a file, in the kernel where it can.
-fn copy(from: &fs::File, at: u64, to: &fs::File, place: u64, len: u64) -> io::Result<()> {
+pub(super) fn copy(
+    from: &fs::File,
+    at: u64,
+    to: &fs::File,
+    place: u64,
+    len: u64,
+) -> io::Result<()> {
     let (mut read_at, mut write_at) = (at, place);
     while read_at < at + len {
         let left = (at + len - read_at) as usize;
@@ -684,7 +692,7 @@ fn copy(from: &fs::File, at: u64, to: &fs::File, place: u64, len: u64) -> io::Re
     Ok(())
 }
 
-fn page_size() -> u64 {
+pub(super) fn page_size() -> u64 {
     rustix::param::page_size() as u64
 }
 

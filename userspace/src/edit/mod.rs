@@ -3,6 +3,7 @@
 //! Whatever an edit does not know it keeps. Field numbers are named as CRIU's definitions name
 //! them.
 
+mod guarded;
 mod image;
 mod listeners;
 mod memory;
@@ -18,6 +19,7 @@ use std::{
 
 use self::image::{Image, Kind};
 pub use self::{
+    guarded::take_back,
     image::EditError,
     listeners::move_listeners,
     memory::{Mapped, Traits, describe_mapped, inherited_name, lay_out},
@@ -118,6 +120,7 @@ mod core_entry {
     /// `thread_info` of the x86 family.
     pub const THREAD_INFO: u32 = 2;
     pub const TC: u32 = 3;
+    pub const THREAD_CORE: u32 = 5;
 }
 
 mod thread_info_x86 {
@@ -138,10 +141,24 @@ mod task_core_entry {
     pub const STOPPED: u64 = 3;
 }
 
+mod thread_core_entry {
+    pub const SECCOMP_MODE: u32 = 11;
+    pub const SECCOMP_FILTER: u32 = 12;
+    /// Of linux/seccomp.h.
+    pub const SECCOMP_MODE_DISABLED: u64 = 0;
+}
+
+mod seccomp_entry {
+    pub const SECCOMP_FILTERS: u32 = 1;
+}
+
+mod seccomp_filter {
+    pub const FILTER: u32 = 1;
+    pub const PREV: u32 = 2;
+}
+
 mod stats_entry {
-    pub const DUMP: u32 = 1;
     pub const RESTORE: u32 = 2;
-    pub const PAGES_WRITTEN: u32 = 7;
 }
 
 mod restore_stats_entry {
@@ -281,9 +298,13 @@ pub fn shared_ports(images: &Path) -> Result<BTreeSet<u16>, EditError> {
     Ok(image.entries.iter().filter_map(port).collect())
 }
 
-/// How many pages of memory a dump wrote, from CRIU's statistics in the work folder.
-pub fn pages_written(work: &Path) -> Option<u64> {
-    statistics(&work.join("stats-dump"), stats_entry::DUMP)?.number(stats_entry::PAGES_WRITTEN)
+/// How much memory the images hold, in bytes.
+pub fn memory_bytes(images: &Path) -> u64 {
+    let files = fs::read_dir(images).into_iter().flatten().flatten();
+    let has_pages =
+        |file: &fs::DirEntry| file.file_name().as_encoded_bytes().starts_with(b"pages-");
+    let size = |file: fs::DirEntry| file.metadata().map_or(0, |metadata| metadata.len());
+    files.filter(has_pages).map(size).sum()
 }
 
 /// What CRIU counted of a restore.

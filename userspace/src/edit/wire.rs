@@ -91,6 +91,15 @@ impl Message {
         })
     }
 
+    /// The messages in a repeated field; what is none is left out.
+    pub fn messages(&self, field: u32) -> Vec<Self> {
+        let message = |f: &Field| match &f.value {
+            Value::Bytes(bytes) if f.number == field => Self::parse(bytes),
+            _ => None,
+        };
+        self.0.iter().filter_map(message).collect()
+    }
+
     /// Sets a number that is there; adds none.
     pub fn replace_number(&mut self, field: u32, number: u64) {
         for f in &mut self.0 {

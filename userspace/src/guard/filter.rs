@@ -72,7 +72,15 @@ pub(super) const MSEAL: u32 = 462;
 pub(super) const UFFDIO_REGISTER: u32 = 0xc020_aa00;
 
 /// Begins the filter, so that it is known again in an image.
-pub const MARK: u32 = 0x7761_726d;
+const MARK: u32 = 0x7761_726d;
+
+/// Whether a program, as its bytes, is a filter of a guard.
+pub fn is_of_guard(program: &[u8]) -> bool {
+    let mark = [[0; 4], MARK.to_ne_bytes()].concat();
+    program
+        .chunks(size_of::<Instruction>())
+        .any(|chunk| chunk == mark)
+}
 
 /// Where the sum of the first two arguments is kept, low half and high half, and one more.
 const END: [u32; 2] = [0, 1];

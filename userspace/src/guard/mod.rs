@@ -20,6 +20,7 @@ use std::{
     collections::HashMap,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,8 @@ pub struct Counters {
 /// Memory to be guarded.
 #[derive(Clone, Debug, Default)]
 pub struct Guarded {
+    /// The files that it is mapped from.
+    pub files: Vec<PathBuf>,
     /// All mapped memory lies in these: the first address, and that behind the last.
     pub ranges: Vec<(u64, u64)>,
     /// What is special about some of it.

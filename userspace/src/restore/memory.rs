@@ -1,13 +1,11 @@
 //! Whether the memory of an image is mapped or copied.
 
-use std::{fs, os::fd::OwnedFd};
-
-use rustix::fs::{StatVfsMountFlags, fstatvfs};
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use serde::{Deserialize, Serialize};
 
 use super::RestoreError;
 use crate::{
-    edit,
+    edit::{self, Mapped},
     guard::{self, Guarded},
     store::Image,
 };
@@ -36,19 +34,9 @@ pub enum Unmappable {
     Unguarded(#[from] guard::Unsupported),
 }
 
-/// Where memory that is mapped comes from.
-#[derive(Debug, Default)]
-pub struct Source {
-    pub files: Vec<OwnedFd>,
-    pub guarded: Guarded,
-    pub bytes: u64,
-}
-
-impl Source {
-    /// CRIU's names of the files.
-    pub fn names(&self) -> impl Iterator<Item = String> {
-        (1..=self.files.len()).map(edit::inherited_name)
-    }
+/// CRIU's names of the files that memory is mapped from.
+pub(super) fn names(guarded: &Guarded) -> impl Iterator<Item = String> {
+    (1..=guarded.files.len()).map(edit::inherited_name)
 }
 
 /// What the server got its memory by.
@@ -60,22 +48,22 @@ pub struct MemoryUse {
     pub copied_because: Option<Unmappable>,
 }
 
-/// Opens what is to be mapped: nothing if all is to be copied.
+/// What is to be mapped: nothing if all is to be copied.
 pub(super) fn choose(
     image: &Image,
     mode: MemoryMode,
-) -> Result<(Option<Source>, MemoryUse), RestoreError> {
+) -> Result<(Option<Guarded>, MemoryUse), RestoreError> {
     if mode == MemoryMode::Copy {
         return Ok((None, MemoryUse::default()));
     }
-    match open(image)? {
-        Ok(source) => {
-            let mapped_bytes = source.bytes;
+    let mapped_bytes = |mapped: &Mapped| mapped.bytes;
+    match mappable(image)? {
+        Ok(guarded) => {
             let memory = MemoryUse {
-                mapped_bytes,
+                mapped_bytes: image.manifest.mapped.as_ref().map_or(0, mapped_bytes),
                 copied_because: None,
             };
-            Ok(((mapped_bytes > 0).then_some(source), memory))
+            Ok(((!guarded.files.is_empty()).then_some(guarded), memory))
         }
         Err(reason) if mode == MemoryMode::Map => Err(RestoreError::Unmappable(reason)),
         Err(reason) => {
@@ -88,37 +76,30 @@ pub(super) fn choose(
     }
 }
 
-fn open(image: &Image) -> Result<Result<Source, Unmappable>, RestoreError> {
+fn mappable(image: &Image) -> Result<Result<Guarded, Unmappable>, RestoreError> {
     let Some(mapped) = &image.manifest.mapped else {
         return Ok(Err(Unmappable::Unprepared));
     };
     if mapped.files.is_empty() {
-        return Ok(Ok(Source::default()));
+        return Ok(Ok(Guarded::default()));
     }
     if let Err(reason) = guard::supported() {
         return Ok(Err(reason.into()));
     }
-    let open = |name: &String| {
-        let path = image.criu_folder().join(name);
-        fs::File::open(&path)
-            .map(OwnedFd::from)
-            .map_err(|source| RestoreError::Image { path, source })
+    let folder = image.criu_folder();
+    let open = |source| RestoreError::Image {
+        path: folder.clone(),
+        source,
     };
-    let files: Result<Vec<OwnedFd>, _> = mapped.files.iter().map(open).collect();
-    let files = files?;
     // Memory of a process can be made executable, a file there cannot.
-    let is_noexec = |file: &OwnedFd| {
-        fstatvfs(file).is_ok_and(|info| info.f_flag.contains(StatVfsMountFlags::NOEXEC))
-    };
-    if files.iter().any(is_noexec) {
+    let info = statvfs(&folder).map_err(|errno| open(errno.into()))?;
+    if info.f_flag.contains(StatVfsMountFlags::NOEXEC) {
         return Ok(Err(Unmappable::NoExec));
     }
-    Ok(Ok(Source {
-        files,
-        guarded: Guarded {
-            ranges: mapped.ranges.clone(),
-            traits: mapped.traits.clone(),
-        },
-        bytes: mapped.bytes,
+    let folder = std::path::absolute(&folder).map_err(open)?;
+    Ok(Ok(Guarded {
+        files: mapped.files.iter().map(|name| folder.join(name)).collect(),
+        ranges: mapped.ranges.clone(),
+        traits: mapped.traits.clone(),
     }))
 }

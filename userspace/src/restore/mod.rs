@@ -12,7 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::memory::Source;
 pub use self::memory::{MemoryMode, MemoryUse, Unmappable};
 use self::timings::Stopwatch;
 pub use self::timings::{Pages, Parts};
@@ -224,8 +223,8 @@ pub async fn restore(
     let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
     let made = group.as_mut().map(|group| group.make(folder.id()));
     let made = made.transpose()?.cloned();
-    let (source, memory) = memory::choose(image, options.memory)?;
-    let stored = match source {
+    let (guarded, memory) = memory::choose(image, options.memory)?;
+    let stored = match guarded {
         Some(_) => image.map_folder(),
         None => image.criu_folder(),
     };
@@ -244,7 +243,7 @@ pub async fn restore(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
-        guarded: source.as_ref().map(|source| source.guarded.clone()),
+        guarded: guarded.clone(),
         place: Place::New(Fresh {
             clocks: Some(clocks),
             group: made.clone(),
@@ -264,11 +263,6 @@ pub async fn restore(
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
         instance: folder.lock().as_fd(),
-        memory: source
-            .iter()
-            .flat_map(|source| &source.files)
-            .map(AsFd::as_fd)
-            .collect(),
     };
     let out_of_memory = || {
         let limit = group.as_ref().and_then(Reservation::exhausted)?;
@@ -290,7 +284,7 @@ pub async fn restore(
         inherited: [(&manifest.stdout, STDOUT), (&manifest.stderr, STDERR)]
             .into_iter()
             .filter_map(|(name, fd)| Some((name.clone()?, fd)))
-            .chain(source.iter().flat_map(Source::names).zip(MEMORY..))
+            .chain(guarded.iter().flat_map(memory::names).zip(MEMORY..))
             .collect(),
         foreign_session: manifest.criu.foreign_session,
         connections: manifest.criu.connections,

@@ -12,6 +12,7 @@ use std::{
     ffi::CString,
     fs,
     io::{self, Write as _},
+    ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -128,8 +129,6 @@ struct Init<'a> {
     /// of a failure.
     suspended: Option<(OwnedFd, exec::Failure)>,
     supervised: bool,
-    /// How many files memory is mapped from, from [`MEMORY`] on.
-    memory_files: RawFd,
     /// With the file that shows what it has done, which stays open: on some file systems a file
     /// that is written anew goes to the disk at once.
     guard: Option<(Guard, fs::File)>,
@@ -162,7 +161,6 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
         criu: None,
         suspended: None,
         supervised: true,
-        memory_files: (CONTROL + descriptors.len() as RawFd) - MEMORY,
         guard: None,
     };
     if matches!(plan.place, Place::New(_)) {
@@ -171,7 +169,9 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
         let _ = rustix::process::set_parent_process_death_signal(death);
     }
     let prepared = match (&plan.place, entered) {
-        (Place::New(fresh), _) => enter_group(fresh).and_then(|()| init.set_up_mounts(fresh)),
+        (Place::New(fresh), _) => enter_group(fresh)
+            .and_then(|()| init.set_up_mounts(fresh))
+            .and_then(|()| init.open_memory()),
         (Place::Of(_), entered) => entered.map_err(|error| Notice::Failed {
             step: Step::Enter,
             errno: errno_of(&error),
@@ -243,6 +243,31 @@ impl Init<'_> {
             .map_err(failed(Step::Kerndat))?;
         }
         Ok(())
+    }
+
+    /// Opens the files that memory is mapped from, in the mounts that the server sees: CRIU looks
+    /// for them there if it dumps the server again.
+    fn open_memory(&self) -> Result<(), Notice> {
+        let files = self.plan.guarded.iter().flat_map(|guarded| &guarded.files);
+        for (path, number) in files.zip(MEMORY..) {
+            fs::File::open(path)
+                .and_then(|file| sys::keep_as(file.into(), number))
+                .map_err(|error| Notice::Failed {
+                    step: Step::Memory,
+                    errno: errno_of(&error),
+                })?;
+        }
+        Ok(())
+    }
+
+    /// The numbers of those files.
+    fn memory_files(&self) -> Range<RawFd> {
+        let files = self
+            .plan
+            .guarded
+            .as_ref()
+            .map_or(0, |guarded| guarded.files.len());
+        MEMORY..MEMORY + files as RawFd
     }
 
     fn tell(&self, notice: Notice) {
@@ -537,14 +562,13 @@ impl Init<'_> {
         guarded: &Guarded,
     ) -> io::Result<(Guard, fs::File)> {
         let listener = receive_descriptor(socket)?;
-        let files = MEMORY..MEMORY + self.memory_files;
-        let files: Vec<_> = files.map(sys::permanent).collect();
+        let files: Vec<_> = self.memory_files().map(sys::permanent).collect();
         let guard = Guard::new(listener, &files, guarded.traits.clone())?;
         Ok((guard, open_file(GUARD_FILE)?))
     }
 
     fn become_criu(&self, uid: u32, gid: u32, socket: &OwnedFd) -> io::Error {
-        let criu_socket = MEMORY + self.memory_files;
+        let criu_socket = self.memory_files().end;
         let prepared = || -> io::Result<()> {
             if let Some(guarded) = &self.plan.guarded {
                 let listener = sys::seccomp::listen(&filter::program(&guarded.ranges))?;
@@ -552,7 +576,7 @@ impl Init<'_> {
             }
             sys::place(socket.as_raw_fd(), criu_socket)?;
             (STDOUT..=STDERR).try_for_each(sys::inherit)?;
-            (MEMORY..criu_socket).try_for_each(sys::inherit)?;
+            self.memory_files().try_for_each(sys::inherit)?;
             let errors = rustix::fs::openat(
                 sys::permanent(WORK),
                 crate::criu::STDERR_FILE,

@@ -96,8 +96,6 @@ pub struct Descriptors<'a> {
     pub stderr: BorrowedFd<'a>,
     /// Where the exit status is written; its lock is held as long as init lives.
     pub instance: BorrowedFd<'a>,
-    /// The files that memory is mapped from.
-    pub memory: Vec<BorrowedFd<'a>>,
 }
 
 /// Pid and mount namespaces with an init, under supervision.
@@ -161,11 +159,9 @@ impl Sandbox {
             stdout,
             stderr,
             instance,
-            memory,
         } = descriptors;
         let order = [theirs.as_fd(), *images, *work, *stdout, *stderr, *instance];
-        let order = order.iter().chain(memory).map(|fd| fd.as_raw_fd());
-        let order: Vec<_> = order.collect();
+        let order = order.map(|fd| fd.as_raw_fd());
         let (pid, pidfd) = match sys::fork(options).map_err(SpawnError::Namespaces)? {
             sys::Fork::Child => init::run(plan, &order),
             sys::Fork::Parent { pid, pidfd } => (pid, pidfd),

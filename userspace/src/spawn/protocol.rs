@@ -67,6 +67,7 @@ pub enum Step {
     Group = 10,
     Terminals = 11,
     Guard = 12,
+    Memory = 13,
 }
 
 impl Step {
@@ -83,6 +84,7 @@ impl Step {
             Self::Group,
             Self::Terminals,
             Self::Guard,
+            Self::Memory,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -102,6 +104,7 @@ impl std::fmt::Display for Step {
             Self::Kerndat => "mount a tmpfs for CRIU's kernel data",
             Self::Group => "enter its control group",
             Self::Terminals => "mount a private /dev/pts",
+            Self::Memory => "open the files with the memory",
             Self::Guard => "set up the guard of mapped memory",
         })
     }

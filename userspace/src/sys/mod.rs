@@ -132,6 +132,21 @@ pub fn keep_only(descriptors: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives a descriptor this number, until the next exec.
+///
+/// # Errors
+/// What dup3(2) says.
+pub fn keep_as(descriptor: OwnedFd, number: RawFd) -> io::Result<()> {
+    let from = std::os::fd::IntoRawFd::into_raw_fd(descriptor);
+    if from == number {
+        return Ok(());
+    }
+    // SAFETY: takes numbers only. Used by init, where nothing owns `number`.
+    check(unsafe { libc::dup3(from, number, libc::O_CLOEXEC) })?;
+    // SAFETY: as above; it was owned by the caller.
+    check(unsafe { libc::close(from) }).map(drop)
+}
+
 /// Makes `to` a copy of `from` that survives an exec.
 ///
 /// # Errors
