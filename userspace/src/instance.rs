@@ -5,6 +5,7 @@
 //! ├── instance.json   what it is; there once it runs
 //! ├── output.log      what the server wrote, if it is detached
 //! ├── exit            its wait status, once it ended
+//! ├── guard.json      what the guard of its memory has done, if that is mapped
 //! └── work            CRIU's log and statistics
 //! ```
 //!
@@ -26,10 +27,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroup::Group,
+    guard,
     listener::Listener,
     memory::{self, Memory},
     network::Addresses,
-    spawn::EXIT_FILE,
+    spawn::{EXIT_FILE, GUARD_FILE},
     sys,
     tree::{self, HostPid},
 };
@@ -75,6 +77,9 @@ pub struct Record {
     pub init: HostPid,
     pub detached: bool,
     pub listeners: Vec<Listener>,
+    /// How much of its memory was mapped from its image, in bytes.
+    #[serde(default)]
+    pub mapped_bytes: u64,
     /// It shares its ports with other copies.
     #[serde(default)]
     pub reuse_port: bool,
@@ -307,6 +312,12 @@ impl Instance {
         fs::File::open(&path).map_err(|source| InstanceError::Read { path, source })
     }
 
+    /// What the guard of its memory has done, if that is mapped.
+    pub fn guard(&self) -> Option<guard::Counters> {
+        let text = fs::read(self.folder.join(GUARD_FILE)).ok()?;
+        Some(serde_json::from_slice(&text).unwrap_or_default())
+    }
+
     /// Whether it still runs, looked up anew.
     pub fn is_running(&self) -> bool {
         !crate::store::is_free(&self.folder)
@@ -464,6 +475,7 @@ mod tests {
                 init: HostPid(1),
                 detached: true,
                 listeners: vec![],
+                mapped_bytes: 0,
                 reuse_port: false,
                 network: None,
                 group: None,

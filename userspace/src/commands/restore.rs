@@ -2,20 +2,24 @@
 
 use std::time::Instant;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
 use super::{
     prepare,
     supervise::{Signals, supervise},
 };
 use crate::{
     cli, client,
-    criu::Program,
     error::Error,
     network::Network,
     report::{FirstByte, NoByte, Report},
     restore::{self, RestoreError, Restored},
-    store::{Image, Store},
+    store::Image,
     target::Target,
 };
+
+/// How many copies are restored at the same time.
+const AT_ONCE: usize = 8;
 
 pub async fn run(
     global: &cli::Global,
@@ -29,7 +33,7 @@ pub async fn run(
     let (store, criu) = prepare(global)?;
     let image = store.find(arguments.image.as_deref())?;
     let is_timed = arguments.timings || arguments.timings_file.is_some();
-    let mut options = restore::Options {
+    let options = restore::Options {
         detached: arguments.detach,
         memory: arguments.memory,
         publish: arguments.publish.clone(),
@@ -39,24 +43,41 @@ pub async fn run(
         variables: arguments.env.clone(),
         hook_limit: arguments.hook_timeout,
         group: arguments.group.request(),
-        timed_since: is_timed.then_some(begun),
+        timed_since: None,
     };
     let mut signals = Signals::catch()?;
-    // Held until all are there: if one fails, the others end with it.
-    let mut copies = Vec::new();
-    for _ in 1..arguments.count {
-        copies.push(bring_back(&store, &criu, &image, &options, arguments, &mut signals).await?);
-        options.timed_since = is_timed.then(Instant::now);
-    }
-    let (mut restored, first_byte) =
-        bring_back(&store, &criu, &image, &options, arguments, &mut signals).await?;
+    let bring_back = async |number: u32| {
+        let since = if number == 0 { begun } else { Instant::now() };
+        let options = restore::Options {
+            timed_since: is_timed.then_some(since),
+            ..options.clone()
+        };
+        let restored = restore::restore(&store, &criu, &image, &options).await?;
+        let first_byte = match arguments.timings {
+            true => Some(first_byte(&restored, &image, since).await),
+            false => None,
+        };
+        Ok::<_, Error>((restored, first_byte))
+    };
+    // If one fails, the others end with it.
+    let copies = stream::iter((0..arguments.count).map(bring_back))
+        .buffer_unordered(if is_timed { 1 } else { AT_ONCE })
+        .try_collect::<Vec<_>>();
+    let mut copies = tokio::select! {
+        copies = copies => copies?,
+        () = signals.overdue() => return Err(RestoreError::Interrupted.into()),
+    };
     if arguments.detach {
-        for (copy, first_byte) in copies.into_iter().chain([(restored, first_byte)]) {
+        copies.sort_by_key(|(copy, _)| copy.record.started_ms);
+        for (copy, first_byte) in copies {
             report.restored(&copy, first_byte.as_ref())?;
             copy.detach().await?;
         }
         return Ok(0);
     }
+    let Some((mut restored, first_byte)) = copies.pop() else {
+        return Ok(0);
+    };
     report.restored(&restored, first_byte.as_ref())?;
     if let Some(path) = &arguments.timings_file
         && let Err(error) = restored.timings.parts.store(path, begun)
@@ -70,28 +91,6 @@ pub async fn run(
     )
     .await?;
     Ok(code)
-}
-
-async fn bring_back(
-    store: &Store,
-    criu: &Program,
-    image: &Image,
-    options: &restore::Options,
-    arguments: &cli::Restore,
-    signals: &mut Signals,
-) -> Result<(Restored, Option<FirstByte>), Error> {
-    let timed = async {
-        let restored = restore::restore(store, criu, image, options).await?;
-        let first_byte = match (arguments.timings, options.timed_since) {
-            (true, Some(since)) => Some(first_byte(&restored, image, since).await),
-            _ => None,
-        };
-        Ok((restored, first_byte))
-    };
-    tokio::select! {
-        restored = timed => restored,
-        () = signals.overdue() => Err(RestoreError::Interrupted.into()),
-    }
 }
 
 /// Asks a restored server once.

@@ -136,6 +136,17 @@ pub struct RestoreRequest {
     pub limit: Duration,
 }
 
+/// A CRIU that has been started, and waits for what it is to do.
+pub struct Worker(OwnedFd);
+
+/// Starts CRIU, which takes it some milliseconds, in a sandbox.
+///
+/// # Errors
+/// [`CriuError::Spawn`].
+pub async fn start(sandbox: &mut Sandbox, user: User) -> Result<Worker, CriuError> {
+    Ok(Worker(sandbox.start_criu(user.ids()).await?))
+}
+
 /// CRIU's name of a file that it leaves to its caller, by the mount it was opened in.
 pub fn external_file(mount: u32, inode: u64) -> String {
     format!("file[{mount:x}:{inode:x}]")
@@ -172,9 +183,10 @@ pub async fn dump(
     }
     options.set_ghost_limit(GHOST_LIMIT);
     let message = message(rpc::Criu_req_type::DUMP, options);
+    let worker = start(sandbox, user).await?;
     exchange(
         sandbox,
-        user,
+        worker,
         Operation::Dump,
         &message,
         request.limit,
@@ -190,7 +202,7 @@ pub async fn dump(
 /// See [`CriuError`].
 pub async fn restore(
     sandbox: &mut Sandbox,
-    user: User,
+    worker: Worker,
     request: &RestoreRequest,
     work: &Path,
 ) -> Result<NsPid, CriuError> {
@@ -212,7 +224,7 @@ pub async fn restore(
     let message = message(rpc::Criu_req_type::RESTORE, options);
     let answer = exchange(
         sandbox,
-        user,
+        worker,
         Operation::Restore,
         &message,
         request.limit,
@@ -286,14 +298,13 @@ fn message(kind: rpc::Criu_req_type, options: rpc::Criu_opts) -> rpc::Criu_req {
 
 async fn exchange(
     sandbox: &mut Sandbox,
-    user: User,
+    worker: Worker,
     operation: Operation,
     request: &rpc::Criu_req,
     limit: Duration,
     work: &Path,
 ) -> Result<rpc::Criu_resp, CriuError> {
-    let socket = sandbox.start_criu(user.ids()).await?;
-    let answer = tokio::time::timeout(limit, ask(socket, request))
+    let answer = tokio::time::timeout(limit, ask(worker.0, request))
         .await
         .map_err(|_| CriuError::Timeout { operation, limit })?;
     let failed = |message: String| {

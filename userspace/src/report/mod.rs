@@ -194,6 +194,7 @@ impl Report {
                 let mut object = json!(instance.record);
                 object["state"] = state.into();
                 object["wait_status"] = status.into();
+                object["guard"] = json!(instance.guard());
                 if let (Some(object), Value::Object(memory)) =
                     (object.as_object_mut(), json!(memory))
                 {

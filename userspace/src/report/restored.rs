@@ -62,6 +62,8 @@ impl Report {
                 "namespaces_us": us(timings.namespaces),
                 "criu_us": us(timings.criu),
                 "criu_restore_us": timings.criu_restore.map(us),
+                "mapped_bytes": record.mapped_bytes,
+                "copied_because": restored.memory.copied_because.as_ref().map(ToString::to_string),
             });
             if let Some(first_byte) = first_byte {
                 object["timings"] = json!(timings.parts);

@@ -198,44 +198,30 @@ pub async fn restore(
 ) -> Result<Restored, RestoreError> {
     let begun = Instant::now();
     let mut watch = Stopwatch::since(options.timed_since.unwrap_or(begun));
-    image.check()?;
-    let mut parts = Parts {
-        image_us: watch.lap(),
-        ..Parts::default()
-    };
     let manifest = &image.manifest;
-    let detached = options.detached;
-    let is_private = options.network == Network::Private;
     let mut moves = checks::moves(&manifest.listeners, &options.publish)?;
+    let is_private = options.network == Network::Private;
     if is_private {
         moves
             .iter_mut()
             .for_each(|(_, new)| *new = network::opened(new));
     }
-    let listeners: Vec<Listener> = moves.iter().map(|(_, new)| new.clone()).collect();
-    checks::refuse_impossible(&moves, options)?;
-    checks::refuse_taken(&moves, manifest, options, &store.instances())?;
-    checks::refuse_lost(&manifest.connections, options.network)?;
-    checks::refuse_locked(manifest)?;
-    let hooks = checks::hooks(manifest, options)?;
-    let folder = Folder::create(&store.instances(), image.label())?;
-    // Made before the sandbox, and so dropped after it, when nothing runs in the group any more.
-    let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
-    let made = group.as_mut().map(|group| group.make(folder.id()));
-    let made = made.transpose()?.cloned();
     let (guarded, memory) = memory::choose(image, options.memory)?;
     let stored = match guarded {
         Some(_) => image.map_folder(),
         None => image.criu_folder(),
     };
+    let folder = Folder::create(&store.instances(), image.label())?;
     // The stored image is read in place, unless something differs from it.
-    let images = if moves.iter().any(|(old, new)| old != new) || options.reuse_port {
-        let view = folder.images()?;
-        edit::move_listeners(&stored, &view, &moves, options.reuse_port)?;
-        view
-    } else {
-        stored
+    let differs = moves.iter().any(|(old, new)| old != new) || options.reuse_port;
+    let images = match differs {
+        true => folder.images()?,
+        false => stored.clone(),
     };
+    // Made before the sandbox, and so dropped after it, when nothing runs in the group any more.
+    let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
+    let made = group.as_mut().map(|group| group.make(folder.id()));
+    let made = made.transpose()?.cloned();
     let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(RestoreError::Kerndat)?;
     let clocks = continue_clocks(manifest.clocks, Clocks::now());
     let plan = Plan {
@@ -248,17 +234,17 @@ pub async fn restore(
             clocks: Some(clocks),
             group: made.clone(),
             network: is_private,
-            terminals: edit::has_terminals(&images),
+            terminals: edit::has_terminals(&stored),
         }),
     };
     let open = |path: std::path::PathBuf| {
         fs::File::open(&path).map_err(|source| RestoreError::Image { path, source })
     };
     let inventory = images.join(edit::INVENTORY);
-    let (images, work) = (open(images)?, open(folder.work())?);
-    let (output, [stdout, stderr]) = outputs(&folder, detached)?;
+    let (images_folder, work) = (open(images.clone())?, open(folder.work())?);
+    let (output, [stdout, stderr]) = outputs(&folder, options.detached)?;
     let descriptors = Descriptors {
-        images: images.as_fd(),
+        images: images_folder.as_fd(),
         work: work.as_fd(),
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
@@ -268,7 +254,10 @@ pub async fn restore(
         let limit = group.as_ref().and_then(Reservation::exhausted)?;
         Some(RestoreError::OutOfMemory(limit))
     };
-    parts.checks_us = watch.lap();
+    let mut parts = Parts {
+        image_us: watch.lap(),
+        ..Parts::default()
+    };
     let mut sandbox = Sandbox::create(&plan, &descriptors)
         .await
         .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
@@ -280,6 +269,25 @@ pub async fn restore(
     let namespaces = begun.elapsed();
     parts.namespaces_us = watch.lap();
 
+    let mut criu_start = options
+        .timed_since
+        .and_then(|_| criu::Start::watch(&folder.work(), &inventory).ok());
+    let before_criu = Instant::now();
+    let worker = criu::start(&mut sandbox, manifest.criu.user)
+        .await
+        .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
+    // While CRIU starts, it is seen whether the image can be restored, and it is made what it is to be.
+    image.check()?;
+    checks::refuse_impossible(&moves, options)?;
+    checks::refuse_taken(&moves, manifest, options, &store.instances())?;
+    checks::refuse_lost(&manifest.connections, options.network)?;
+    checks::refuse_locked(manifest)?;
+    let hooks = checks::hooks(manifest, options)?;
+    if differs {
+        edit::move_listeners(&stored, &images, &moves, options.reuse_port)?;
+    }
+    parts.checks_us = watch.lap();
+
     let request = RestoreRequest {
         inherited: [(&manifest.stdout, STDOUT), (&manifest.stderr, STDERR)]
             .into_iter()
@@ -290,12 +298,8 @@ pub async fn restore(
         connections: manifest.criu.connections,
         limit: LIMIT,
     };
-    let mut criu_start = options
-        .timed_since
-        .and_then(|_| criu::Start::watch(&folder.work(), &inventory).ok());
-    let before_criu = Instant::now();
     let work = folder.work();
-    let restoring = criu::restore(&mut sandbox, manifest.criu.user, &request, &work);
+    let restoring = criu::restore(&mut sandbox, worker, &request, &work);
     let root = match &mut criu_start {
         Some(start) => start.during(restoring).await,
         None => restoring.await,
@@ -306,6 +310,7 @@ pub async fn restore(
     let criu_took = watch.lap();
     sandbox.set_main(root).await?;
     group.as_ref().map_or(Ok(()), Reservation::complete)?;
+    let listeners: Vec<Listener> = moves.into_iter().map(|(_, new)| new).collect();
     if manifest.capture.point == CapturePoint::PreListen {
         until_listening(&mut sandbox, &listeners).await?;
         parts.listening_us = Some(watch.lap());
@@ -333,32 +338,35 @@ pub async fn restore(
         image: image.digest.to_string(),
         started_ms: now_ms(),
         init: sandbox.init(),
-        detached,
+        detached: options.detached,
         listeners,
+        mapped_bytes: memory.mapped_bytes,
         reuse_port: options.reuse_port || !manifest.shared_ports.is_empty(),
         network: addresses,
         group: made,
     };
     folder.publish(&record)?;
     timings.parts.record_us = watch.lap();
-    let subject = hook::Subject {
-        moment: hook::Moment::AfterRestore,
-        root: tree::find(sandbox.init(), root),
-        name: folder.id(),
-        listeners: &record.listeners,
-        folder: manifest.command.working_directory.clone(),
-        variables: &options.variables,
-        limit: options.hook_limit,
-    };
-    let run_hooks = async {
-        for hook in &hooks {
-            hook.run(&subject).await?;
+    if !hooks.is_empty() {
+        let subject = hook::Subject {
+            moment: hook::Moment::AfterRestore,
+            root: tree::find(sandbox.init(), root),
+            name: folder.id(),
+            listeners: &record.listeners,
+            folder: manifest.command.working_directory.clone(),
+            variables: &options.variables,
+            limit: options.hook_limit,
+        };
+        let run_hooks = async {
+            for hook in &hooks {
+                hook.run(&subject).await?;
+            }
+            Ok::<(), HookError>(())
+        };
+        tokio::select! {
+            outcome = run_hooks => outcome?,
+            status = sandbox.exit() => return Err(ended(status?, "all hooks were through")),
         }
-        Ok::<(), HookError>(())
-    };
-    tokio::select! {
-        outcome = run_hooks => outcome?,
-        status = sandbox.exit() => return Err(ended(status?, "all hooks were through")),
     }
     // From here on it goes with the folder.
     group.into_iter().for_each(Reservation::keep);
