@@ -179,7 +179,7 @@ impl Guard {
     /// # Errors
     /// See [`GuardError`]: the instance must not go on then.
     pub fn serve_interruptions(&mut self) -> Result<(), GuardError> {
-        while let Some(interruption) = self.interruptions.next() {
+        while let Some(interruption) = self.interruptions.take() {
             self.counters.interrupted += 1;
             match self.complete(&interruption) {
                 // It was killed meanwhile.

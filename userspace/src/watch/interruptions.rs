@@ -91,7 +91,7 @@ impl Interruptions {
     }
 
     /// The next interruption that has come.
-    pub fn next(&mut self) -> Option<Interruption> {
+    pub fn take(&mut self) -> Option<Interruption> {
         let item = self.events.next()?;
         bytemuck::try_pod_read_unaligned(&item).ok()
     }
