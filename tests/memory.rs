@@ -1,7 +1,7 @@
 //! Memory that was captured behaves as private anonymous memory does, however it is restored. The
 //! server of tests/servers/memory looks at it from all sides, and must see the same each time.
 
-use std::thread;
+use std::{fs, thread};
 
 use crate::support::{Workspace, ask, ask::Client, expect, free_port, server::Server, servers};
 
@@ -47,6 +47,15 @@ fn ask_cold(workspace: &Workspace, server: &Server, port: u16) -> Vec<String> {
     answers
 }
 
+/// How many calls signals have interrupted in the only instance.
+fn interrupted(workspace: &Workspace) -> u64 {
+    let instances = workspace.store().join("instances");
+    let instance = fs::read_dir(instances).unwrap().next().unwrap().unwrap();
+    let counters = fs::read(instance.path().join("guard.json")).unwrap();
+    let counters: serde_json::Value = serde_json::from_slice(&counters).unwrap();
+    counters["interrupted"].as_u64().unwrap()
+}
+
 fn assert_same(how: &str, seen: &[String], expected: &[String]) {
     let differing: Vec<_> = seen
         .iter()
@@ -73,6 +82,9 @@ fn restored_memory_is_as_it_was_mapped_or_copied() {
     for memory in ["copy", "map"] {
         workspace.run(["restore", "-d", "--memory", memory, "memory"]);
         assert_same(memory, &ask_all(port), &expected);
+        if memory == "map" {
+            assert!(interrupted(&workspace) > 0, "no call was interrupted");
+        }
         workspace.run(["stop", "--all"]);
     }
     workspace.assert_clean();

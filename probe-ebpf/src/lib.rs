@@ -150,3 +150,44 @@ pub const KERNEL_MEMBERS: [(&str, &str); 21] = [
 ];
 
 const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_MEMBERS.len());
+
+/// The system calls on memory that a guard is notified of, and that must not fail when a signal
+/// interrupts them while they wait for it: process_madvise(2), madvise(2), mlock(2), mlock2(2),
+/// mlockall(2), mremap(2), mseal(2) of x86-64. See also [`REGISTER_CALL`].
+pub const GUARDED_CALLS: [u32; 7] = [440, 28, 149, 325, 151, 25, 462];
+
+/// ioctl(2), if its second argument is [`REGISTER_REQUEST`].
+pub const REGISTER_CALL: u32 = 16;
+
+/// `UFFDIO_REGISTER` of linux/userfaultfd.h.
+pub const REGISTER_REQUEST: u32 = 0xc020_aa00;
+
+/// The bit of x32 in the number of a system call; it tells the same calls.
+pub const X32: u32 = 0x4000_0000;
+
+/// The pid namespace whose tasks are looked at: the only value of the map `NAMESPACE`. Of stat(2) of
+/// its /proc/PID/ns/pid, with the device as the kernel has it (`MKDEV`).
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Namespace {
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// A guarded call was interrupted by a signal whose handler lets no call begin anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Interruption {
+    /// Thread id in the namespace.
+    pub tid: u32,
+    /// 1 if it will stop before it executes any of the handler, by SIGSTOP; else 0.
+    pub is_stopped: u32,
+    /// The number of the system call, with the bit of x32.
+    pub call: u64,
+    /// The address behind its instruction.
+    pub behind: u64,
+    pub stack_pointer: u64,
+    pub arguments: [u64; 6],
+}
+
+const _: () = assert!(size_of::<Interruption>() == 80);

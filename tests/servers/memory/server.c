@@ -131,6 +131,7 @@ static struct check {
     {"watched", watched, 1, 512},
     {"threads", in_threads, 8, 128},
     {"signals", under_signals, 2, 1024},
+    {"fire", under_fire, 2, 1024},
     {"wait", wait_for_memory, 1, 128},
     {"serve-faults", serve_faults, 2, 128},
 };

@@ -314,6 +314,74 @@ static void under_signals(struct area *a) {
     show(a + 1);
 }
 
+/* Whether a thread asks for signals, and which. */
+struct target {
+    pid_t thread;
+    atomic_int stop;
+};
+
+static void ring_with_info(int signal, siginfo_t *info, void *context) {
+    (void)info, (void)context;
+    ring(signal);
+}
+
+/* Sends one signal after the other as soon as the one before has been taken, some two at once. */
+static void *fire(void *argument) {
+    struct target *target = argument;
+    int sent = atomic_load(&rings);
+    for (int round = 0; !atomic_load(&target->stop); round++) {
+        for (int n = 0; n <= round % 2; n++, sent++)
+            syscall(SYS_tgkill, getpid(), target->thread, SIGRTMIN + (round + n) % 3);
+        while (atomic_load(&rings) < sent && !atomic_load(&target->stop)) {
+        }
+        /* What is interrupted has to get on at times. */
+        for (int pause = round % 64 * 100; pause > 0; pause--)
+            atomic_load(&target->stop);
+    }
+    return NULL;
+}
+
+/* Signals without end, for half a second, whose handlers want no system call to begin anew; one of
+ * them has a stack of its own. */
+static void under_fire(struct area *a) {
+    static unsigned char stack[64 * PAGE];
+    stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack}, before;
+    struct sigaction action = {.sa_handler = ring};
+    struct target target = {.thread = syscall(SYS_gettid)};
+    struct timespec begin, now;
+    pthread_t thread;
+    int good = 1;
+    sigaltstack(&alternate, &before);
+    sigaction(SIGRTMIN, &action, NULL);
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    action.sa_sigaction = ring_with_info;
+    sigaction(SIGRTMIN + 1, &action, NULL);
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;
+    sigaction(SIGRTMIN + 2, &action, NULL);
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    thread = start(fire, &target, 1 << 18);
+    for (long n = 0; n < a->pages; n += 2) {
+        good = good && madvise(page(a, n), PAGE, MADV_DONTNEED) == 0;
+        good = good && !strcmp(class(a, n), "zeros") && !strcmp(class(a, n + 1), "pattern");
+        if (n % 32 == 0)
+            good = good && madvise(page(a + 1, n), 16 * PAGE, MADV_WIPEONFORK) == 0;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (now.tv_sec * 1000 + now.tv_nsec / 1000000 >
+            begin.tv_sec * 1000 + begin.tv_nsec / 1000000 + 500)
+            atomic_store(&target.stop, 1);
+    }
+    if (!good)
+        say("WRONG: %s", outcome(-1));
+    atomic_store(&target.stop, 1);
+    pthread_join(thread, NULL);
+    for (int n = 0; n < 3; n++)
+        signal(SIGRTMIN + n, SIG_IGN);
+    sigaltstack(&before, NULL);
+    fill(a, 0, a->pages, WRITTEN);
+    show(a);
+    show(a + 1);
+}
+
 static void *wait_for_word(void *argument) {
     volatile int *at = argument;
     while (*at == 1)

@@ -16,7 +16,7 @@ pub(super) const NATIVE: u32 = if cfg!(target_arch = "x86_64") {
 };
 
 /// The bit of x32 in the number of a system call; it tells the same calls.
-pub(super) const X32: u32 = 0x4000_0000;
+pub(super) const X32: u32 = probe_ebpf::X32;
 
 /// madvise(2) and mremap(2) of i386, which a 64-bit process can call as well.
 const MADVISE_32: u32 = 219;
@@ -69,7 +69,7 @@ pub(super) fn differs(advice: i32) -> bool {
 /// mseal(2), which has the same number everywhere.
 pub(super) const MSEAL: u32 = 462;
 /// Of linux/userfaultfd.h.
-pub(super) const UFFDIO_REGISTER: u32 = 0xc020_aa00;
+pub(super) const UFFDIO_REGISTER: u32 = probe_ebpf::REGISTER_REQUEST;
 
 /// Begins the filter, so that it is known again in an image.
 const MARK: u32 = 0x7761_726d;
@@ -278,6 +278,21 @@ mod tests {
             let answer = run(&program, 0x4000_0003, nr, [0; 3]);
             assert_eq!(answer == libc::SECCOMP_RET_USER_NOTIF, is_told);
         }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn all_calls_that_stop_are_watched_for_interruptions() {
+        let program = program(&[(0, u64::MAX - 1)]);
+        for nr in 0..2048 {
+            let is_watched = probe_ebpf::GUARDED_CALLS.contains(&nr);
+            let stops = (0..256).any(|advice| {
+                let args = [0x1000, 0x1000, advice];
+                run(&program, NATIVE, nr, args) == libc::SECCOMP_RET_USER_NOTIF
+            });
+            assert_eq!(stops, is_watched, "{nr}");
+        }
+        assert_eq!(probe_ebpf::REGISTER_CALL, libc::SYS_ioctl as u32);
     }
 
     #[test]

@@ -7,11 +7,14 @@
 //! where they concern mapped memory, before they do anything; the guard, which is init, has the
 //! thread put anonymous memory in place of the mapping, and then begin its call anew.
 //!
+//! Until the guard has received it, a call can be interrupted; see [`interrupted`].
+//!
 //! Invariants: mapped memory never leaves the ranges of the filter, as what mremap(2) would move is
 //! made anonymous before. Each range is replaced once. If the guard cannot do its work, its instance
 //! ends.
 
 pub mod filter;
+mod interrupted;
 mod mappings;
 mod replace;
 mod tracee;
@@ -36,6 +39,7 @@ use crate::{
         self,
         seccomp::{self, Answer, Notification},
     },
+    watch::interruptions::Interruptions,
 };
 
 /// Why memory cannot be guarded here.
@@ -60,6 +64,10 @@ pub enum GuardError {
     Mappings { pid: i32, source: io::Error },
     #[error("cannot copy memory of process {pid}")]
     Memory { pid: i32, source: io::Error },
+    #[error(
+        "a signal interrupted thread {tid} in a call on memory, which cannot be carried out any more"
+    )]
+    Interrupted { tid: i32 },
     #[error(transparent)]
     Trace(#[from] TraceError),
 }
@@ -77,6 +85,9 @@ pub struct Counters {
     pub copied_bytes: u64,
     /// Calls on mapped memory that had to fail, as another process traces the thread.
     pub refused: u64,
+    /// Calls that a signal interrupted before they were received, and that were carried out then.
+    #[serde(default)]
+    pub interrupted: u64,
 }
 
 /// Memory to be guarded.
@@ -123,6 +134,7 @@ const MSEAL: libc::c_long = filter::MSEAL as libc::c_long;
 /// The guard of an instance.
 pub struct Guard {
     listener: OwnedFd,
+    interruptions: Interruptions,
     files: Vec<FileId>,
     traits: Vec<Traits>,
     /// How often the mappings of a process were cut.
@@ -147,6 +159,7 @@ impl Guard {
     /// What mmap(2) says, or what reading its own mappings says.
     pub fn new(
         listener: OwnedFd,
+        interruptions: Interruptions,
         files: &[BorrowedFd<'_>],
         traits: Vec<Traits>,
     ) -> io::Result<Self> {
@@ -158,6 +171,7 @@ impl Guard {
         let files: io::Result<Vec<FileId>> = files.iter().map(identify).collect();
         Ok(Self {
             listener,
+            interruptions,
             files: files?,
             traits,
             cuts: HashMap::new(),
@@ -168,6 +182,29 @@ impl Guard {
     /// Becomes readable with a notification.
     pub fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
+    }
+
+    /// Becomes readable with an interruption.
+    pub fn interruptions(&self) -> BorrowedFd<'_> {
+        self.interruptions.descriptor()
+    }
+
+    /// Carries out all calls that were interrupted.
+    ///
+    /// # Errors
+    /// See [`GuardError`]: the instance must not go on then.
+    pub fn serve_interruptions(&mut self) -> Result<(), GuardError> {
+        while let Some(interruption) = self.interruptions.take() {
+            self.counters.interrupted += 1;
+            match self.complete(&interruption) {
+                // It was killed meanwhile.
+                Err(GuardError::Trace(TraceError::Gone(_))) => {}
+                Err(GuardError::Memory { source, .. } | GuardError::Mappings { source, .. })
+                    if is_gone(&source) => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
     }
 
     pub fn counters(&self) -> Counters {

@@ -76,38 +76,61 @@ impl Replacement {
         behind: u64,
         counters: &mut Counters,
     ) -> Result<(), GuardError> {
-        let tid = thread.tid();
+        let others = self.stop_others(thread.tid())?;
+        let mut caller = Caller::new(thread, behind)?;
+        match self.carry_out_by(&mut caller, counters)? {
+            true => caller.restart()?,
+            false => caller.fail(libc::ENOMEM)?,
+        }
+        drop(others);
+        Ok(())
+    }
+
+    /// Stops all that must not use the memory meanwhile.
+    ///
+    /// # Errors
+    /// See [`GuardError`].
+    pub fn stop_others(&self, tid: i32) -> Result<Vec<Stopped>, GuardError> {
+        match self {
+            Self::Fresh(_) => Ok(vec![]),
+            Self::Copies(_) => stop_others(tid),
+        }
+    }
+
+    /// Replaces it. Returns false if there is no memory for that.
+    ///
+    /// # Errors
+    /// As [`carry_out`](Self::carry_out).
+    pub fn carry_out_by(
+        &self,
+        caller: &mut Caller,
+        counters: &mut Counters,
+    ) -> Result<bool, GuardError> {
+        let tid = caller.tid();
         match self {
             Self::Fresh(pieces) => {
-                let mut caller = Caller::new(thread, behind)?;
                 for piece in pieces {
-                    match map(&mut caller, piece, piece.start, piece.len()) {
+                    match map(caller, piece, piece.start, piece.len()) {
                         // There are too many mappings.
                         Err(TraceError::Call { .. }) => zero(tid, piece)?,
                         mapped => drop(mapped?),
                     }
-                    advise(&mut caller, piece)?;
+                    advise(caller, piece)?;
                     counters.fresh += 1;
                     counters.fresh_bytes += piece.len();
                 }
-                caller.restart()?;
             }
             Self::Copies(runs) => {
-                let others = stop_others(tid)?;
-                let mut caller = Caller::new(thread, behind)?;
                 for run in runs {
-                    if !copy(&mut caller, tid, run)? {
-                        caller.fail(libc::ENOMEM)?;
-                        return Ok(());
+                    if !copy(caller, tid, run)? {
+                        return Ok(false);
                     }
                     counters.copied += 1;
                     counters.copied_bytes += run.iter().map(Piece::len).sum::<u64>();
                 }
-                caller.restart()?;
-                drop(others);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The same without a thread that could do it, if it can be done; then the call is not needed
@@ -210,7 +233,7 @@ fn zero(tid: i32, piece: &Piece) -> Result<(), GuardError> {
     write().map_err(|source| GuardError::Memory { pid: tid, source })
 }
 
-fn memory_of(tid: i32) -> io::Result<fs::File> {
+pub(super) fn memory_of(tid: i32) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
     options
         .read(true)

@@ -7,13 +7,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sys::ptrace::{self, Registers};
+use crate::sys::{
+    self,
+    ptrace::{self, Registers},
+};
 
 /// How long a thread may take to stop.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// How long another may trace it meanwhile, as CRIU does at the end of a restore.
 const TRACED_LIMIT: Duration = Duration::from_secs(1);
+
+/// What a stop at the beginning or end of a system call shows.
+const AT_CALL: i32 = libc::SIGTRAP | 0x80;
 
 /// Why a thread could not be made to execute a system call.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +78,9 @@ impl Seized {
     /// # Errors
     /// See [`TraceError`].
     pub fn stopped(self) -> Result<Stopped, TraceError> {
-        wait(self.tid)?;
-        Ok(Stopped { tid: self.tid })
+        let signal = delivered(wait(self.tid)?);
+        let tid = self.tid;
+        Ok(Stopped { tid, signal })
     }
 }
 
@@ -81,19 +88,87 @@ impl Seized {
 #[derive(Debug)]
 pub struct Stopped {
     tid: i32,
+    /// A signal that it was about to take when it stopped, and takes when it goes on; or 0.
+    signal: i32,
 }
 
 impl Stopped {
     pub fn tid(&self) -> i32 {
         self.tid
     }
+
+    /// # Errors
+    /// See [`TraceError`].
+    pub fn registers(&self) -> Result<Registers, TraceError> {
+        ptrace::registers(self.tid).map_err(failed(self.tid))
+    }
+
+    /// Takes back a SIGSTOP of ours, which the thread alone was sent: before it or its process stops
+    /// by it, or after. A stop by others stays.
+    ///
+    /// # Errors
+    /// See [`TraceError`].
+    pub fn take_stop_back(&mut self, process: i32) -> Result<(), TraceError> {
+        let tid = self.tid;
+        if self.signal == libc::SIGSTOP {
+            self.signal = 0;
+            return Ok(());
+        }
+        let mask = ptrace::signal_mask(tid).map_err(failed(tid))?;
+        // Nothing else is taken meanwhile, so none of its code runs either.
+        ptrace::set_signal_mask(tid, !bit(libc::SIGCONT)).map_err(failed(tid))?;
+        if is_pending(tid, libc::SIGSTOP, "SigPnd:")? {
+            self.swallow(libc::SIGSTOP)?;
+        } else if !is_pending(tid, libc::SIGSTOP, "ShdPnd:")? {
+            // What continues a process is that it is sent; a handler for it need not know.
+            sys::signal_thread(process, tid, libc::SIGCONT).map_err(failed(tid))?;
+            self.swallow(libc::SIGCONT)?;
+        }
+        ptrace::set_signal_mask(tid, mask).map_err(failed(tid))
+    }
+
+    /// Lets it run until it would take a signal that it has been sent, which it then does not.
+    fn swallow(&mut self, signal: i32) -> Result<(), TraceError> {
+        while is_pending(self.tid, signal, "SigPnd:")? {
+            ptrace::go_on(self.tid, self.signal).map_err(failed(self.tid))?;
+            self.signal = delivered(wait(self.tid)?);
+        }
+        if self.signal == signal {
+            self.signal = 0;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Stopped {
     fn drop(&mut self) {
         // It may have been killed.
-        let _ = ptrace::detach(self.tid);
+        let _ = ptrace::detach(self.tid, self.signal);
     }
+}
+
+/// The signal that a thread with this status is about to take; 0 if it has stopped for another
+/// reason, which then shows above the signal.
+fn delivered(status: i32) -> i32 {
+    match status {
+        AT_CALL => 0,
+        status if status >> 8 == 0 => status,
+        _ => 0,
+    }
+}
+
+/// Whether a signal waits for a thread (`SigPnd:`) or for its process (`ShdPnd:`); see
+/// proc_pid_status(5).
+fn is_pending(tid: i32, signal: i32, field: &str) -> Result<bool, TraceError> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).map_err(failed(tid))?;
+    let mask = status.lines().find_map(|line| line.strip_prefix(field));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    Ok(mask.is_some_and(|mask| mask & bit(signal) != 0))
+}
+
+/// Of a signal, in a set of signals.
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
 }
 
 /// A stopped thread that executes system calls in place of the one it was notified of, which it
@@ -124,6 +199,10 @@ impl Caller {
         Ok(caller)
     }
 
+    pub fn tid(&self) -> i32 {
+        self.thread.tid
+    }
+
     /// Has it execute a system call; returns the result.
     ///
     /// # Errors
@@ -134,14 +213,32 @@ impl Caller {
         number: libc::c_long,
         arguments: [u64; 6],
     ) -> Result<u64, TraceError> {
-        /// What a stop at the beginning or end of a system call shows.
-        const AT_CALL: i32 = libc::SIGTRAP | 0x80;
         const LAST_ERRNO: i64 = 4095;
+        let tid = self.thread.tid;
+        let result = self.carry_out(number, arguments)?;
+        if (-LAST_ERRNO..0).contains(&result) {
+            let source = io::Error::from_raw_os_error(-result as i32);
+            return Err(TraceError::Call { tid, call, source });
+        }
+        Ok(result as u64)
+    }
+
+    /// Has it execute a system call; returns what the kernel puts into the register for that: an
+    /// errno is negative.
+    ///
+    /// # Errors
+    /// See [`TraceError`].
+    pub fn carry_out(
+        &mut self,
+        number: libc::c_long,
+        arguments: [u64; 6],
+    ) -> Result<i64, TraceError> {
         let tid = self.thread.tid;
         let registers = arch::set_up(&self.registers, self.behind, number, arguments);
         ptrace::set_registers(tid, &registers).map_err(failed(tid))?;
         for _ in ["its beginning", "its end"] {
-            let mut signal = 0;
+            // What it was about to take waits again, as all signals are blocked.
+            let mut signal = std::mem::take(&mut self.thread.signal);
             loop {
                 ptrace::go_on_to_call(tid, signal).map_err(failed(tid))?;
                 match wait(tid)? {
@@ -152,12 +249,15 @@ impl Caller {
                 }
             }
         }
-        let result = arch::result(&ptrace::registers(tid).map_err(failed(tid))?);
-        if (-LAST_ERRNO..0).contains(&result) {
-            let source = io::Error::from_raw_os_error(-result as i32);
-            return Err(TraceError::Call { tid, call, source });
-        }
-        Ok(result as u64)
+        Ok(arch::result(&ptrace::registers(tid).map_err(failed(tid))?))
+    }
+
+    /// Lets it go on where it was.
+    ///
+    /// # Errors
+    /// See [`TraceError`].
+    pub fn go_back(self) -> Result<(), TraceError> {
+        self.go_on(&self.registers)
     }
 
     /// Lets it begin its own system call anew.
@@ -220,7 +320,7 @@ fn pause() {
 
 fn failed(tid: i32) -> impl Fn(io::Error) -> TraceError {
     move |source| match source.raw_os_error() {
-        Some(libc::ESRCH | libc::ECHILD) => TraceError::Gone(tid),
+        Some(libc::ESRCH | libc::ECHILD | libc::ENOENT) => TraceError::Gone(tid),
         _ => TraceError::Failed { tid, source },
     }
 }

@@ -8,6 +8,8 @@
 //!
 //! Invariant: single-threaded, and never returns into the supervisor's code.
 
+mod criu;
+
 use std::{
     ffi::CString,
     fs,
@@ -26,22 +28,19 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Gid, Pid, Uid},
+    unistd::Pid,
 };
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::{
     ClockOffsets,
     command::Command,
     exec,
     namespaces::Visit,
-    protocol::{
-        Notice, Order, Step, receive_descriptor, receive_order, send_descriptor, send_notice,
-    },
+    protocol::{Notice, Order, Step, receive_order, send_notice},
 };
 use crate::{
     cgroup::Group,
-    guard::{Guard, GuardError, Guarded, filter},
+    guard::{Guard, GuardError, Guarded},
     sys, tree,
 };
 
@@ -295,8 +294,9 @@ impl Init<'_> {
             let watch = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
             let signalled = signals.as_fd();
             let guarded = self.guard.as_ref().map(|(guard, _)| guard.listener());
+            let interrupted = self.guard.as_ref().map(|(guard, _)| guard.interruptions());
             let ordered = self.supervised.then_some(self.control);
-            let watched = [Some(signalled), guarded, ordered];
+            let watched = [Some(signalled), guarded, interrupted, ordered];
             let mut ready: Vec<PollFd> = watched.into_iter().flatten().map(watch).collect();
             if let Err(errno) = poll(&mut ready, PollTimeout::NONE)
                 && errno != nix::Error::EINTR
@@ -313,8 +313,17 @@ impl Init<'_> {
             let has_signal = is_ready(Some(signalled));
             let has_order = is_ready(ordered);
             let has_call = is_ready(guarded);
-            if has_call && let Err(error) = self.serve_guard() {
-                return self.give_up(&error);
+            let has_interruption = is_ready(interrupted);
+            for (is_there, serve) in [
+                (
+                    has_interruption,
+                    Guard::serve_interruptions as fn(&mut _) -> _,
+                ),
+                (has_call, Guard::serve),
+            ] {
+                if is_there && let Err(error) = self.serve_guard(serve) {
+                    return self.give_up(&error);
+                }
             }
             if has_signal {
                 while let Ok(Some(info)) = signals.read_signal() {
@@ -337,11 +346,14 @@ impl Init<'_> {
         }
     }
 
-    fn serve_guard(&mut self) -> Result<(), GuardError> {
+    fn serve_guard(
+        &mut self,
+        serve: fn(&mut Guard) -> Result<(), GuardError>,
+    ) -> Result<(), GuardError> {
         let Some((guard, guard_file)) = &mut self.guard else {
             return Ok(());
         };
-        guard.serve()?;
+        serve(guard)?;
         // Only to be shown.
         let _ = guard.counters().write(guard_file);
         Ok(())
@@ -514,100 +526,6 @@ impl Init<'_> {
             },
         }
     }
-
-    /// Starts `criu swrk`. Init makes the socket, as CRIU looks for its folders in the process
-    /// at the other end by the pid it had when the socket was made.
-    fn start_criu(&mut self, uid: u32, gid: u32) -> Result<(u32, OwnedFd), Notice> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|e| Notice::Failed {
-            step: Step::Fork,
-            errno: e.raw_os_error() as u32,
-        })?;
-        match sys::fork(sys::ForkOptions::default()) {
-            Ok(sys::Fork::Child) => {
-                let error = self.become_criu(uid, gid, &theirs);
-                // Seen by the supervisor in the file that is CRIU's stderr.
-                eprintln!("cannot start CRIU: {error}");
-                sys::exit_now(127)
-            }
-            Ok(sys::Fork::Parent { pid, .. }) => {
-                self.criu = Some(Pid::from_raw(pid));
-                // If it ends early, there is nobody at the other end.
-                drop(theirs);
-                if let Some(guarded) = &self.plan.guarded {
-                    let guard = self.receive_guard(ours.as_fd(), guarded);
-                    self.guard = Some(guard.map_err(|error| Notice::Failed {
-                        step: Step::Guard,
-                        errno: errno_of(&error),
-                    })?);
-                }
-                Ok((pid as u32, ours))
-            }
-            Err(error) => Err(Notice::Failed {
-                step: Step::Fork,
-                errno: errno_of(&error),
-            }),
-        }
-    }
-
-    /// The guard by the filter that CRIU has put on itself, and so on all that it restores.
-    fn receive_guard(
-        &self,
-        socket: BorrowedFd<'_>,
-        guarded: &Guarded,
-    ) -> io::Result<(Guard, fs::File)> {
-        let listener = receive_descriptor(socket)?;
-        let files: Vec<_> = self.memory_files().map(sys::permanent).collect();
-        let guard = Guard::new(listener, &files, guarded.traits.clone())?;
-        Ok((guard, open_file(GUARD_FILE)?))
-    }
-
-    fn become_criu(&self, uid: u32, gid: u32, socket: &OwnedFd) -> io::Error {
-        let criu_socket = self.memory_files().end;
-        let prepared = || -> io::Result<()> {
-            if let Some(guarded) = &self.plan.guarded {
-                let listener = sys::seccomp::listen(&filter::program(&guarded.ranges))?;
-                send_descriptor(socket.as_fd(), listener.as_fd())?;
-            }
-            sys::place(socket.as_raw_fd(), criu_socket)?;
-            (STDOUT..=STDERR).try_for_each(sys::inherit)?;
-            self.memory_files().try_for_each(sys::inherit)?;
-            let errors = rustix::fs::openat(
-                sys::permanent(WORK),
-                crate::criu::STDERR_FILE,
-                rustix::fs::OFlags::CREATE
-                    | rustix::fs::OFlags::APPEND
-                    | rustix::fs::OFlags::WRONLY,
-                rustix::fs::Mode::from_raw_mode(0o600),
-            )?;
-            sys::place(errors.as_raw_fd(), 1)?;
-            sys::place(errors.as_raw_fd(), 2)?;
-            if uid != 0 {
-                drop_to(uid, gid)?;
-            }
-            sys::reset_signals();
-            Ok(())
-        };
-        if let Err(error) = prepared() {
-            return error;
-        }
-        let socket = criu_socket.to_string();
-        let arguments = [c"criu".to_owned(), c"swrk".to_owned(), text(&socket)];
-        let kerndat = format!("XDG_RUNTIME_DIR={}", self.plan.kerndat.display());
-        let environment = [
-            text(&kerndat),
-            c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-            // Nothing is sent to a page server: saves half a millisecond of CRIU's start.
-            c"GNUTLS_NO_IMPLICIT_INIT=1".to_owned(),
-            c"CRIU_FAULT=130".to_owned(),
-        ];
-        sys::exec(&self.plan.criu, &arguments, &environment)
-    }
 }
 
 /// Opens a new file in the instance's folder.
@@ -619,34 +537,6 @@ fn open_file(name: &str) -> io::Result<fs::File> {
         rustix::fs::Mode::from_raw_mode(0o600),
     )?;
     Ok(fs::File::from(file))
-}
-
-fn text(text: &str) -> CString {
-    CString::new(text).expect("paths and numbers of ours hold no NUL")
-}
-
-/// Becomes another user and keeps what CRIU needs.
-fn drop_to(uid: u32, gid: u32) -> io::Result<()> {
-    use rustix::thread::{
-        CapabilitySets, capabilities, configure_capability_in_ambient_set, set_capabilities,
-        set_keep_capabilities,
-    };
-    set_keep_capabilities(true)?;
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    nix::unistd::setgroups(&[gid])?;
-    nix::unistd::setresgid(gid, gid, gid)?;
-    nix::unistd::setresuid(uid, uid, uid)?;
-    let kept = capabilities(None)?.permitted - crate::criu::WITHHELD;
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: kept,
-    };
-    set_capabilities(None, sets)?;
-    for capability in kept {
-        configure_capability_in_ambient_set(capability, true)?;
-    }
-    Ok(())
 }
 
 /// kill(2) with any signal number, real-time ones too.

@@ -4,6 +4,7 @@
 //! elsewhere.
 #![expect(unsafe_code, reason = "this is the one place for it")]
 
+pub mod bpf;
 pub mod ptrace;
 pub mod seccomp;
 
@@ -233,6 +234,15 @@ pub fn share_memory(first: i32, second: i32) -> bool {
     const KCMP_VM: c_int = 1;
     // SAFETY: takes numbers only; a bad one is an error.
     unsafe { libc::syscall(libc::SYS_kcmp, first, second, KCMP_VM, 0, 0) == 0 }
+}
+
+/// Sends a signal to a thread.
+///
+/// # Errors
+/// What tgkill(2) says: `ESRCH` if it is gone.
+pub fn signal_thread(process: i32, tid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes numbers only; a bad one is an error.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, process, tid, signal) as c_int }).map(drop)
 }
 
 /// The first page of a file in memory, as long as this lives.

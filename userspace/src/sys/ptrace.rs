@@ -31,12 +31,20 @@ pub fn go_on_to_call(tid: i32, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_SYSCALL, tid, 0, signal as usize)
 }
 
-/// Lets a stopped thread go.
+/// Lets a stopped thread go on to its next stop, with a signal if not 0.
 ///
 /// # Errors
 /// What ptrace(2) says.
-pub fn detach(tid: i32) -> io::Result<()> {
-    request(libc::PTRACE_DETACH, tid, 0, 0)
+pub fn go_on(tid: i32, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_CONT, tid, 0, signal as usize)
+}
+
+/// Lets a stopped thread go, with a signal if not 0.
+///
+/// # Errors
+/// What ptrace(2) says.
+pub fn detach(tid: i32, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_DETACH, tid, 0, signal as usize)
 }
 
 /// The registers of a stopped thread.

@@ -3,6 +3,7 @@
 //! The only module that knows aya. The probe is attached as long as the [`Watch`] lives.
 
 pub mod btf;
+pub mod interruptions;
 
 use std::{
     fs, io,
