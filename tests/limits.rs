@@ -285,7 +285,16 @@ fn no_group_is_left_behind() {
     let workspace = Workspace::alone();
     let server = capture(&workspace, &["touch=32"]);
     // A restore that fails.
-    let error = workspace.fail(100, ["restore", "-d", "server", "--memory-limit", "8M"]);
+    let error = workspace.fail(
+        100,
+        [
+            "restore",
+            "-d",
+            "server",
+            "--memory=copy",
+            "--memory-limit=8M",
+        ],
+    );
     assert!(
         error.contains("does not fit into its limit of 8M"),
         "{error}"

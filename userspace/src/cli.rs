@@ -81,6 +81,14 @@ pub enum Command {
     /// In the foreground, the server's output streams, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1
     /// and SIGUSR2 reach it, and its exit status becomes that of warmimg.
     Restore(Restore),
+    /// Find out what a restored server needs first, for faster restores
+    ///
+    /// The image is restored once, where nobody else asks it, and asked. The pages of memory that it
+    /// has touched until it has answered are recorded: those written to are brought along by later
+    /// restores, the others are read ahead if they are not in the page cache. An image that is
+    /// captured warm has been rehearsed. The names of the image then point to the new one, and the
+    /// old one is removed.
+    Rehearse(Rehearse),
     /// List instances
     Ps,
     /// Stop instances, and remove what ended ones left
@@ -230,6 +238,18 @@ impl How {
             outbound: self.connections.treatment(),
         })
     }
+}
+
+#[derive(Debug, Args)]
+pub struct Rehearse {
+    /// Name of the image, or the beginning of its digest [default: the newest]
+    pub image: Option<String>,
+    /// What to ask: PATH[,status=CODE]; can be given several times [default: /]
+    #[arg(long, value_name = "SPEC")]
+    pub warmup: Vec<Warmup>,
+    /// How long it may take, in seconds
+    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Duration,
 }
 
 #[derive(Debug, Args)]

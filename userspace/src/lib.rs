@@ -46,3 +46,4 @@ mod sock_diag;
 mod sys;
 pub mod target;
 pub mod tree;
+pub mod working_set;

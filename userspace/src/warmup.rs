@@ -126,6 +126,20 @@ impl Default for Warmup {
 }
 
 impl Warmup {
+    /// Whether the server is asked wherever it is.
+    pub fn is_path(&self) -> bool {
+        matches!(self.place, Asked::Path(_))
+    }
+
+    /// The same, but a single request.
+    pub fn once(&self) -> Self {
+        Self {
+            count: 1,
+            concurrency: 1,
+            ..self.clone()
+        }
+    }
+
     /// What is asked; `server` is where paths are asked for.
     pub fn target(&self, server: &Target) -> Target {
         self.place.of(server)

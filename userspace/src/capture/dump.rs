@@ -1,7 +1,7 @@
 //! From a tree that stands still to a stored image.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant, SystemTime},
 };
@@ -115,7 +115,7 @@ pub fn keep(
     edit::make_reusable(&images)?;
     edit::take_back(&images)?;
     edit::lay_out(&images)?;
-    let mapped = edit::describe_mapped(&images, &staging.map())?;
+    let mapped = edit::describe_mapped(&images, &staging.map(), &BTreeMap::new())?;
     let [stdout, stderr] = origin.outputs;
     let going_on = match connections {
         TcpConnections::Established => kept(&tree),
@@ -135,6 +135,7 @@ pub fn keep(
         processes: tree.members.into_iter().map(|member| member.info).collect(),
         memory_bytes: edit::memory_bytes(&images),
         mapped: Some(mapped),
+        working_set: None,
         stdout,
         stderr,
         clocks: tree.clocks,

@@ -1,7 +1,7 @@
 //! `warmimg capture --at auto`: an image at each point that applies, each restored several times, and
 //! the best of them kept.
 
-use super::{subjects::Subjects, supervise::Signals};
+use super::{rehearse, subjects::Subjects, supervise::Signals};
 use crate::{
     bench::{self, Results, choice, results::Settings},
     capture::{self, CaptureError, Options},
@@ -100,7 +100,10 @@ async fn capture_all(
         match captured {
             Ok(captured) => {
                 forks |= captured.forked_after_listen;
-                captures.images.push(captured.image);
+                let (warmups, limit) = (&options.how.warmups, options.limit);
+                let image = captured.image;
+                let image = rehearse::after_warm(store, criu, image, warmups, limit).await;
+                captures.images.push(image);
             }
             // Without it, nothing is known of the server; and no other point would be reached
             // after an interrupt, or within another sandbox.

@@ -1,6 +1,6 @@
 //! `warmimg bench`
 
-use super::{prepare, subjects::Subjects, supervise::Signals};
+use super::{prepare, rehearse, subjects::Subjects, supervise::Signals};
 use crate::{
     bench::{
         self, Options, Results,
@@ -172,7 +172,9 @@ async fn capture_all(
         })
         .await;
         progress.clear();
-        images.push(captured?.image);
+        let (warmups, limit) = (&options.how.warmups, options.limit);
+        let image = captured?.image;
+        images.push(rehearse::after_warm(store, criu, image, warmups, limit).await);
     }
     Ok(images)
 }

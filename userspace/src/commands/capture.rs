@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::ValueEnum as _;
 
 use super::{
-    auto, prepare,
+    auto, prepare, rehearse,
     supervise::{Signals, supervise},
 };
 use crate::{
@@ -58,7 +58,11 @@ pub async fn run(
     })
     .await;
     progress.clear();
-    let captured = captured?;
+    let mut captured = captured?;
+    if captured.running.is_none() {
+        let (warmups, limit) = (&options.how.warmups, options.limit);
+        captured.image = rehearse::after_warm(&store, &criu, captured.image, warmups, limit).await;
+    }
     report.captured(&captured.image, &global.store)?;
     match captured.running {
         None => Ok(0),

@@ -9,6 +9,7 @@ mod documents;
 mod images;
 mod instances;
 mod limit;
+mod rehearse;
 mod restore;
 mod subjects;
 mod supervise;
@@ -35,6 +36,7 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
         Command::Capture(arguments) => capture::run(global, arguments, report).await,
         Command::Checkpoint(arguments) => checkpoint::run(global, arguments, report).await,
         Command::Restore(arguments) => restore::run(global, arguments, report, begun).await,
+        Command::Rehearse(arguments) => rehearse::run(global, arguments, report).await,
         Command::Ps => instances::ps(global, report),
         Command::Stop(arguments) => instances::stop(global, arguments, report).await,
         Command::Logs(arguments) => instances::logs(global, arguments).await,

@@ -23,6 +23,7 @@ use super::{
     mm_entry, pagemap_entry, pagemap_head, reg_file_entry, vma_entry,
     wire::{Field, Message, Value},
 };
+use crate::tree::NsPid;
 
 /// A region has at least so many pages: fewer are copied faster than they are mapped and touched.
 const SMALLEST_REGION: u64 = 16;
@@ -74,12 +75,20 @@ pub fn inherited_name(number: usize) -> String {
 
 /// Pages that follow each other in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Run {
+pub struct Run {
     pub address: u64,
     pub pages: u64,
 }
 
 impl Run {
+    /// Adds a page behind the last of some runs.
+    pub fn add_page(runs: &mut Vec<Self>, address: u64) {
+        match runs.last_mut() {
+            Some(last) if last.end() == address => last.pages += 1,
+            _ => runs.push(Self { address, pages: 1 }),
+        }
+    }
+
     pub(super) fn end(self) -> u64 {
         self.address + self.pages * page_size()
     }
@@ -91,6 +100,24 @@ struct Region {
     run: Run,
     /// Where it begins in the file with the pages, in bytes.
     offset: u64,
+}
+
+impl Region {
+    /// What of it is in some runs, with its place in the file.
+    fn parts(&self, runs: &[Run]) -> Vec<(Run, u64)> {
+        let part = |run: &Run| {
+            let (from, to) = (
+                run.address.max(self.run.address),
+                run.end().min(self.run.end()),
+            );
+            let part = Run {
+                address: from,
+                pages: to.saturating_sub(from) / page_size(),
+            };
+            (part.pages > 0).then(|| (part, self.offset + from - self.run.address))
+        };
+        runs.iter().filter_map(part).collect()
+    }
 }
 
 /// The memory of a process in an image.
@@ -378,11 +405,16 @@ fn spread(from: &Path, to: &Path, old: &[Run], new: &[Run]) -> Result<(), EditEr
 }
 
 /// Describes the processes of an image once more, in a new folder beside it: their regions are
-/// mapped. What does not differ is linked. Without any region, there is no such folder.
+/// mapped. Of these, the pages in `hot`, by pid, are copied all the same: over the mapping. What does
+/// not differ is linked. Without any region, there is no such folder.
 ///
 /// # Errors
 /// See [`EditError`].
-pub fn describe_mapped(images: &Path, folder: &Path) -> Result<Mapped, EditError> {
+pub fn describe_mapped(
+    images: &Path,
+    folder: &Path,
+    hot: &BTreeMap<NsPid, Vec<Run>>,
+) -> Result<Mapped, EditError> {
     let mut files = Image::read(&images.join(FILES), Kind::Files)?.at(folder.join(FILES));
     let mut mapped = Mapped::default();
     let mut written = Vec::new();
@@ -415,13 +447,17 @@ pub fn describe_mapped(images: &Path, folder: &Path) -> Result<Mapped, EditError
             .sum::<u64>();
         let ends = |region: &Region| (region.run.address, region.run.end());
         mapped.ranges.extend(regions.iter().map(ends));
-        written.extend(describe_process(
-            memory,
-            (images, folder),
-            &runs,
-            &regions,
-            id,
-        )?);
+        let groups: Vec<Run> = regions.iter().map(|region| region.run).collect();
+        let mut copied = without(&runs, &groups);
+        let pid = pid.parse().map(NsPid);
+        let hot = pid
+            .ok()
+            .and_then(|pid| hot.get(&pid))
+            .map_or(&[][..], Vec::as_slice);
+        copied.extend(regions.iter().flat_map(|region| region.parts(hot)));
+        copied.sort_unstable_by_key(|(run, _)| run.address);
+        let folders = (images, folder);
+        written.extend(describe_process(memory, folders, &copied, &regions, id)?);
     }
     if mapped.files.is_empty() {
         return Ok(mapped);
@@ -470,7 +506,7 @@ fn regions(runs: &[Run], groups: &[Run]) -> Vec<Region> {
 fn describe_process(
     mut memory: Memory,
     (images, folder): (&Path, &Path),
-    runs: &[Run],
+    copied: &[(Run, u64)],
     regions: &[Region],
     file: u64,
 ) -> Result<[String; 3], EditError> {
@@ -482,7 +518,6 @@ fn describe_process(
         .flat_map(|mapping| divide(mapping, regions, file))
         .collect();
     memory.set_mappings(&mappings);
-    let groups: Vec<Run> = regions.iter().map(|region| region.run).collect();
     let source = open(&memory.pages_path(images))?;
     let copied_id = COPIED | memory.pages_id;
     let pages = format!("pages-{copied_id}.img");
@@ -493,11 +528,11 @@ fn describe_process(
     };
     let target = create(&path).map_err(write)?;
     let (mut kept, mut at) = (Vec::new(), 0);
-    for (run, offset) in without(runs, &groups) {
+    for (run, offset) in copied {
         let len = run.pages * page_size();
-        copy(&source, offset, &target, at, len).map_err(write)?;
+        copy(&source, *offset, &target, at, len).map_err(write)?;
         at += len;
-        kept.push(run);
+        kept.push(*run);
     }
     memory.set_runs(&kept);
     if let Some(head) = memory.pagemap.entries.first_mut() {

@@ -22,7 +22,7 @@ pub use self::{
     guarded::take_back,
     image::EditError,
     listeners::move_listeners,
-    memory::{Mapped, Traits, describe_mapped, inherited_name, lay_out},
+    memory::{Mapped, Run, Traits, describe_mapped, inherited_name, lay_out},
     rewind::before_listen,
 };
 

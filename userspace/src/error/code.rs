@@ -77,6 +77,9 @@ impl Error {
             }
             Self::Results(_)
             | Self::NothingToAsk
+            | Self::NothingToRehearse
+            | Self::RehearsalElsewhere(_)
+            | Self::RehearsalConnected
             | Self::WarmupWithoutPoint
             | Self::HookWithoutPoint
             | Self::AutoLeaveRunning
@@ -184,7 +187,7 @@ fn store_code(error: &StoreError) -> ExitCode {
         StoreError::Unknown { .. } | StoreError::Empty(_) | StoreError::Ambiguous { .. } => {
             ExitCode::UnknownImage
         }
-        StoreError::BadName { .. } => ExitCode::Usage,
+        StoreError::BadName { .. } | StoreError::Unnamed(_) => ExitCode::Usage,
         StoreError::Write { source, .. } | StoreError::Open { source, .. }
             if source.kind() == io::ErrorKind::StorageFull =>
         {

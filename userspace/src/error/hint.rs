@@ -114,6 +114,8 @@ impl Error {
                 "measure as the stored results were, or store new ones".into()
             }
             Self::Escape(_) => r"known are \r, \n, \t, \0, \\ and \xHH".into(),
+            Self::RehearsalElsewhere(_) => "give the path alone: --warmup /PATH".into(),
+            Self::RehearsalConnected => "capture it with --tcp-close".into(),
             Self::WarmupWithoutPoint => "add --at warm, or leave --warmup out".into(),
             Self::EstablishedAgain(_) => "use --tcp-close".into(),
             Self::Supervisor(id) => format!("name the instance itself: --pid {id}"),
@@ -203,6 +205,8 @@ fn store_hint(error: &StoreError) -> Option<String> {
             "`warmimg images` lists the images with their names and digests".into()
         }
         StoreError::Empty(_) => "make one with `warmimg capture -- COMMAND`".into(),
+        StoreError::Unnamed(_) => "capture it again, with --name".into(),
+        StoreError::Edit(_) => "`warmimg verify` tells whether the image is damaged".into(),
         StoreError::BadName { .. } => {
             "names are letters, digits, '.', '_' and '-', beginning with a letter or digit, at \
              most 64 long"

@@ -56,6 +56,12 @@ pub enum Error {
     Escape(String),
     #[error("the server listens nowhere that could be asked")]
     NothingToAsk,
+    #[error("the image has no listener to ask in a rehearsal")]
+    NothingToRehearse,
+    #[error("{0} is asked at a fixed address, and a rehearsal is elsewhere")]
+    RehearsalElsewhere(String),
+    #[error("the image has connections to others, which can be restored once only")]
+    RehearsalConnected,
     #[error("--warmup has no meaning without --at warm")]
     WarmupWithoutPoint,
     #[error("--leave-running has no meaning with --at auto, which starts the server several times")]

@@ -451,6 +451,29 @@ impl Report {
         out.print()
     }
 
+    pub fn rehearsed(&self, image: &Image) -> Result<(), Error> {
+        let set = image.manifest.working_set.clone().unwrap_or_default();
+        if self.json {
+            let object = json!({
+                "digest": image.digest.as_str(),
+                "names": image.names,
+                "touched_pages": set.touched_pages,
+                "written_pages": set.written_pages,
+            });
+            return self.line("rehearse", object);
+        }
+        let size = |pages: u64| Bytes(pages * rustix::param::page_size() as u64);
+        let mut out = Lines::default();
+        out.add(&format!(
+            "Rehearsed {} ({}): {} of memory touched until all was answered, {} written to",
+            image.label(),
+            image.digest.short(),
+            size(set.touched_pages),
+            size(set.written_pages),
+        ));
+        out.print()
+    }
+
     pub fn findings(&self, findings: &[Finding]) -> Result<(), Error> {
         if self.json {
             return findings

@@ -198,6 +198,7 @@ pub async fn restore(
 ) -> Result<Restored, RestoreError> {
     let begun = Instant::now();
     let mut watch = Stopwatch::since(options.timed_since.unwrap_or(begun));
+    image.check()?;
     let manifest = &image.manifest;
     let mut moves = checks::moves(&manifest.listeners, &options.publish)?;
     let is_private = options.network == Network::Private;
@@ -276,8 +277,11 @@ pub async fn restore(
     let worker = criu::start(&mut sandbox, manifest.criu.user)
         .await
         .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
-    // While CRIU starts, it is seen whether the image can be restored, and it is made what it is to be.
-    image.check()?;
+    if let (Some(set), Some(_)) = (&manifest.working_set, &guarded) {
+        set.read_ahead(&image.criu_folder());
+    }
+    // While CRIU starts, it is seen whether the image can be restored here, and it is made what it is
+    // to be.
     checks::refuse_impossible(&moves, options)?;
     checks::refuse_taken(&moves, manifest, options, &store.instances())?;
     checks::refuse_lost(&manifest.connections, options.network)?;

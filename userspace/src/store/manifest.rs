@@ -18,6 +18,7 @@ use crate::{
     lock::FileLock,
     tree::{NsPid, ProcessInfo},
     watch::CapturePoint,
+    working_set::WorkingSet,
 };
 
 /// The version of this format. Raised when a reader of the older one would go wrong.
@@ -52,6 +53,9 @@ pub struct Manifest {
     /// What of it can be mapped instead of copied, by the images in the folder `map`.
     #[serde(default)]
     pub mapped: Option<Mapped>,
+    /// What of it is needed first, if the image was rehearsed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_set: Option<WorkingSet>,
     /// CRIU's names of the pipes or files that were standard output and standard error, if they
     /// were any.
     pub stdout: Option<String>,

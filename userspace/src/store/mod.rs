@@ -27,6 +27,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::{
+    edit::{self, EditError},
+    working_set::Touched,
+};
+
 use self::seal::{Identity, SEAL, seal_files};
 pub use self::{
     manifest::{
@@ -61,6 +66,10 @@ pub enum StoreError {
         prefix: String,
         candidates: Vec<String>,
     },
+    #[error("the image {0} has no name, and its digest is about to change")]
+    Unnamed(Digest),
+    #[error(transparent)]
+    Edit(#[from] EditError),
     #[error("{name:?} is not a name for an image")]
     BadName { name: String },
     #[error("the manifest {} is not valid", .path.display())]
@@ -267,6 +276,40 @@ impl Store {
             manifest: image.manifest.clone(),
             folder,
         })
+    }
+
+    /// Puts an image in the place of another that differs only by what is known of its working set:
+    /// its names point to the new one, and the old one is removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Edit`], or [`StoreError::Read`] or [`StoreError::Write`]; the old one is still
+    /// there then.
+    pub fn replace(&self, image: &Image, touched: &Touched) -> Result<Image, StoreError> {
+        let [first, others @ ..] = &image.names[..] else {
+            // Nobody would find it again.
+            return Err(StoreError::Unnamed(image.digest.clone()));
+        };
+        let staging = self.stage()?;
+        let (from, to) = (image.criu_folder(), staging.criu());
+        for entry in fs::read_dir(&from).map_err(read_error(&from))? {
+            let path = entry.map_err(read_error(&from))?.path();
+            let link = to.join(path.file_name().unwrap_or_default());
+            fs::hard_link(&path, &link).map_err(write_error(&link))?;
+        }
+        let mapped = edit::describe_mapped(&to, &staging.map(), &touched.written)?;
+        let manifest = Manifest {
+            mapped: Some(mapped),
+            working_set: Some(touched.set.clone()),
+            ..image.manifest.clone()
+        };
+        let new = self.commit(staging, manifest, first)?;
+        others
+            .iter()
+            .try_for_each(|name| self.point(name, &new.digest))?;
+        if new.digest != image.digest {
+            self.remove(&image.digest)?;
+        }
+        self.load(new.digest)
     }
 
     fn point(&self, name: &str, digest: &Digest) -> Result<(), StoreError> {

@@ -35,6 +35,7 @@ fn manifest(created_ms: u64) -> Manifest {
         processes: vec![],
         memory_bytes: 4096,
         mapped: None,
+        working_set: None,
         stdout: Some("pipe:[1]".into()),
         stderr: Some("pipe:[2]".into()),
         clocks: host::Clocks::now(),

@@ -1,0 +1,140 @@
+//! `warmimg rehearse`: finds out what a restored server needs first, and makes an image of it that
+//! brings that along.
+
+use std::time::Duration;
+
+use super::{prepare, supervise::Signals};
+use crate::{
+    capture::CaptureError,
+    cli,
+    criu::Program,
+    error::Error,
+    listener::{Listener, Publish, Wanted},
+    report::Report,
+    restore::{self, MemoryMode, RestoreError},
+    store::{Image, Store},
+    target::Target,
+    warmup::Warmup,
+    watch::CapturePoint,
+    working_set,
+};
+
+pub async fn run(
+    global: &cli::Global,
+    arguments: &cli::Rehearse,
+    report: &Report,
+) -> Result<u8, Error> {
+    let (store, criu) = prepare(global)?;
+    let image = store.find(arguments.image.as_deref())?;
+    let mut signals = Signals::catch()?;
+    let rehearsal = rehearse(&store, &criu, &image, &arguments.warmup, arguments.timeout);
+    let image = tokio::select! {
+        image = rehearsal => image?,
+        () = signals.ended() => return Err(RestoreError::Interrupted.into()),
+    };
+    report.rehearsed(&image)?;
+    Ok(0)
+}
+
+/// Rehearses an image that was captured warm. It is as good as before if that fails.
+pub async fn after_warm(
+    store: &Store,
+    criu: &Program,
+    image: Image,
+    warmups: &[Warmup],
+    limit: Duration,
+) -> Image {
+    let can_be = image.manifest.capture.point == CapturePoint::Warm
+        && image.manifest.connections.is_empty()
+        && warmups.iter().all(Warmup::is_path)
+        && image
+            .manifest
+            .mapped
+            .as_ref()
+            .is_some_and(|mapped| mapped.bytes > 0);
+    if !can_be {
+        return image;
+    }
+    match rehearse(store, criu, &image, warmups, limit).await {
+        Ok(rehearsed) => rehearsed,
+        Err(error) => {
+            let error = crate::doctor::chain(&error);
+            tracing::warn!("the image could not be rehearsed, and is as it was: {error}");
+            image
+        }
+    }
+}
+
+/// Restores an image at other places than it is to be at, asks it, and puts an image in its place
+/// that knows what was touched.
+async fn rehearse(
+    store: &Store,
+    criu: &Program,
+    image: &Image,
+    warmups: &[Warmup],
+    limit: Duration,
+) -> Result<Image, Error> {
+    // It would not be this copy that is asked.
+    if let Some(warmup) = warmups.iter().find(|warmup| !warmup.is_path()) {
+        let target = warmup.target(&Target::of_listener(
+            image
+                .manifest
+                .listeners
+                .first()
+                .ok_or(Error::NothingToRehearse)?,
+            &image.manifest.command.working_directory,
+        ));
+        return Err(Error::RehearsalElsewhere(target.to_string()));
+    }
+    if !image.manifest.connections.is_empty() {
+        return Err(Error::RehearsalConnected);
+    }
+    let publish = image.manifest.listeners.iter().map(elsewhere);
+    let options = restore::Options {
+        memory: MemoryMode::Map,
+        // What it writes is nobody's concern, and goes with it.
+        detached: true,
+        publish: publish.collect::<Result<Vec<_>, _>>()?,
+        hook_limit: limit,
+        ..restore::Options::default()
+    };
+    let restored = restore::restore(store, criu, image, &options).await?;
+    let listener = restored.record.listeners.first();
+    let listener = listener.ok_or(Error::NothingToRehearse)?;
+    let server = Target::of_listener(listener, &image.manifest.command.working_directory);
+    let once = Warmup::default();
+    let warmups = match warmups {
+        [] => std::slice::from_ref(&once),
+        warmups => warmups,
+    };
+    for warmup in warmups {
+        let asked = warmup.once().run(&server, limit).await;
+        asked.map_err(CaptureError::from)?;
+    }
+    let folder = std::path::absolute(image.criu_folder()).map_err(Error::Runtime)?;
+    let touched = working_set::observe(restored.record.init, &folder).map_err(Error::Runtime)?;
+    drop(restored);
+    Ok(store.replace(image, &touched)?)
+}
+
+/// A place for a listener that nobody else has.
+fn elsewhere(listener: &Listener) -> Result<Publish, Error> {
+    let new = match listener {
+        Listener::Tcp { address } => {
+            let free = std::net::TcpListener::bind((address.ip(), 0));
+            let address = free.and_then(|free| free.local_addr());
+            Listener::Tcp {
+                address: address.map_err(Error::Runtime)?,
+            }
+        }
+        Listener::Unix { path } => {
+            let mut path = path.clone().into_os_string();
+            path.push(format!(".{}", std::process::id()));
+            Listener::Unix { path: path.into() }
+        }
+    };
+    Ok(Publish {
+        new: Wanted::Exactly(new),
+        old: Wanted::Exactly(listener.clone()),
+    })
+}
