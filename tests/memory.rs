@@ -1,9 +1,14 @@
 //! Memory that was captured behaves as private anonymous memory does, however it is restored. The
 //! server of tests/servers/memory looks at it from all sides, and must see the same each time.
 
-use std::{fs, thread};
+use std::{fs, io::Read as _, process::Stdio, thread};
 
-use crate::support::{Workspace, ask, ask::Client, expect, free_port, server::Server, servers};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{
+    Killed, Workspace, ask, ask::Client, expect, free_port, server::Server, servers, wait_until,
+};
 
 fn server(workspace: &Workspace) -> (Server, u16) {
     let program = servers::compile(workspace, "memory/server.c");
@@ -150,5 +155,88 @@ fn copies_that_share_mapped_memory_do_not_see_one_another() {
         assert_same(&format!("the copy at port {port}"), answers, &expected);
     }
     workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_server_ends_with_the_guard_of_its_memory() {
+    let workspace = Workspace::new();
+    let (server, port) = server(&workspace);
+    expect(0, &mut server.capture(&workspace, &["--name", "memory"]));
+    let mut restored = workspace.warmimg(["restore", "--memory", "map", "memory"]);
+    let restored = restored
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut restored = Killed(restored.unwrap());
+    server.client.ask_until_answered();
+    let mut record = Value::Null;
+    wait_until("the record of the instance", || {
+        record = serde_json::from_str(&workspace.run(["--json", "ps"])).unwrap_or_default();
+        match record.is_null() {
+            true => Err("none".to_owned()),
+            false => Ok(()),
+        }
+    });
+    assert!(
+        record["mapped_bytes"].as_u64().unwrap() > 50 << 20,
+        "{record}"
+    );
+    assert!(record["guard"]["calls"].is_u64(), "{record}");
+    let init = nix::unistd::Pid::from_raw(record["init"].as_i64().unwrap() as i32);
+    nix::sys::signal::kill(init, Signal::SIGKILL).unwrap();
+    let mut error = String::new();
+    restored
+        .0
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut error)
+        .unwrap();
+    assert_ne!(restored.wait(), Some(0));
+    assert!(
+        error.contains(&format!("init (pid {init}) is gone")),
+        "{error}"
+    );
+    server.wait_for_silence();
+    assert!(ask::get(port, "/list").is_err());
+    workspace.assert_clean();
+}
+
+#[test]
+fn memory_is_copied_where_it_cannot_be_mapped() {
+    let workspace = Workspace::new();
+    let (server, port) = server(&workspace);
+    // A store on a file system from which nothing can be executed, in mounts of its own.
+    let store = workspace.path().join("noexec");
+    fs::create_dir(&store).unwrap();
+    let script = |words: &str| {
+        let program = workspace.warmimg([""; 0]);
+        let program = program.get_program().to_str().unwrap().to_owned();
+        let store = store.display();
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-ec"]).arg(format!(
+            "mount -t tmpfs -o noexec none {store}; export WARMIMG_STORE={store}
+             W={program}; $W capture --name memory -- {} > {store}/captured; {words}",
+            server.command.join(" ")
+        ));
+        workspace.mark(&mut command);
+        command
+    };
+    let (said, _) = expect(
+        0,
+        &mut script("$W --json restore -d memory; cat /proc/mounts > /dev/null; $W stop --all"),
+    );
+    let first = said.lines().next().unwrap();
+    let report: Value = serde_json::from_str(first).unwrap();
+    assert_eq!(report["mapped_bytes"], 0, "{report}");
+    let reason = report["copied_because"].as_str().unwrap();
+    assert!(reason.contains("noexec"), "{reason}");
+    let (_, error) = expect(113, &mut script("$W restore -d --memory map memory"));
+    assert!(
+        error.contains("cannot be mapped") && error.contains("noexec") && error.contains("copy"),
+        "{error}"
+    );
+    assert!(ask::get(port, "/list").is_err());
     workspace.assert_clean();
 }

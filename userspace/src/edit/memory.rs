@@ -650,7 +650,10 @@ fn link_others(images: &Path, folder: &Path, written: &[String]) -> Result<(), E
         let beside = images.file_name().unwrap_or_default();
         let target = Path::new("..").join(beside).join(&name);
         let link = folder.join(&name);
-        symlink(target, &link).map_err(|source| EditError::Write { path: link, source })?;
+        // Not every file system has links; then these few are there twice.
+        symlink(target, &link)
+            .or_else(|_| fs::copy(images.join(&name), &link).map(drop))
+            .map_err(|source| EditError::Write { path: link, source })?;
     }
     Ok(())
 }

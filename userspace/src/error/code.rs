@@ -52,7 +52,7 @@ pub enum ExitCode {
     UnsupportedTree = 111,
     /// No instance is called so, or it has ended; there is no such process.
     UnknownInstance = 112,
-    /// `doctor` found that capture and restore will not work.
+    /// `doctor` found that capture and restore will not work; memory cannot be mapped here.
     Unfit = 113,
     /// `bench`, `--at warm`, hooks: the server answered otherwise than expected.
     UnexpectedAnswer = 114,
@@ -157,6 +157,7 @@ impl Error {
                 RestoreError::Criu(error) => criu_code(error),
                 RestoreError::Cgroup(error) => cgroup_code(error),
                 RestoreError::Image { .. } => ExitCode::StoreUnusable,
+                RestoreError::Unmappable(_) => ExitCode::Unfit,
                 _ => ExitCode::Failure,
             },
             Self::Instance(_) | Self::Runtime(_) | Self::Output(_) | Self::Export { .. } => {

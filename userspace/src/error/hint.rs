@@ -56,6 +56,9 @@ impl Error {
                  instances), or capture with --tcp-close"
                     .into()
             }
+            Self::Restore(RestoreError::Unmappable(_)) => {
+                "copy it: --memory copy, or auto, which does so where it must".into()
+            }
             Self::Restore(RestoreError::ConnectionElsewhere { .. }) => {
                 "restore it in the host's network, or capture with --tcp-close".into()
             }

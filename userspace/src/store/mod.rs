@@ -294,7 +294,10 @@ impl Store {
         for entry in fs::read_dir(&from).map_err(read_error(&from))? {
             let path = entry.map_err(read_error(&from))?.path();
             let link = to.join(path.file_name().unwrap_or_default());
-            fs::hard_link(&path, &link).map_err(write_error(&link))?;
+            // Not every file system has links.
+            fs::hard_link(&path, &link)
+                .or_else(|_| fs::copy(&path, &link).map(drop))
+                .map_err(write_error(&link))?;
         }
         let mapped = edit::describe_mapped(&to, &staging.map(), &touched.written)?;
         let manifest = Manifest {
