@@ -35,12 +35,16 @@ use self::{
 };
 use crate::{
     edit::Traits,
+    host,
     sys::{
         self,
         seccomp::{self, Answer, Notification},
     },
     watch::interruptions::Interruptions,
 };
+
+/// The first Linux in which a signal does not interrupt a call that was received.
+const OLDEST: (u32, u32) = (5, 19);
 
 /// Why memory cannot be guarded here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -123,9 +127,29 @@ pub fn supported() -> Result<(), Unsupported> {
     }
     let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail");
     let can_notify = actions.is_ok_and(|text| text.split(' ').any(|word| word == "user_notif"));
-    match can_notify {
-        true => Ok(()),
-        false => Err(Unsupported::Kernel),
+    if !can_notify || host::kernel_version() < OLDEST {
+        return Err(Unsupported::Kernel);
+    }
+    match seccomp::is_filtered() && is_nested() {
+        true => Err(Unsupported::Nested),
+        false => Ok(()),
+    }
+}
+
+/// Whether a filter that notifies is refused, as there is one already. A child tries it.
+fn is_nested() -> bool {
+    match sys::fork(sys::ForkOptions::default()) {
+        Ok(sys::Fork::Child) => {
+            let listener = seccomp::listen(&filter::program(&[]));
+            let is_nested = listener.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY));
+            sys::exit_now(is_nested.into())
+        }
+        Ok(sys::Fork::Parent { pid, .. }) => {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let status = nix::sys::wait::waitpid(pid, None);
+            status == Ok(nix::sys::wait::WaitStatus::Exited(pid, 1))
+        }
+        Err(_) => false,
     }
 }
 

@@ -26,6 +26,12 @@ pub enum Answer {
     Return(i32),
 }
 
+/// Whether there is a filter on this process.
+pub fn is_filtered() -> bool {
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP) == 2 }
+}
+
 /// Puts a filter on this process and all that it will start; returns where its notifications come.
 ///
 /// # Errors
