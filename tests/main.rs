@@ -12,6 +12,7 @@ mod hard;
 mod hooks;
 mod lifecycle;
 mod limits;
+mod load;
 mod memory;
 mod network;
 mod points;

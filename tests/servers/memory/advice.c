@@ -246,6 +246,15 @@ static void wiped_before(struct area *a) {
     show(a);
 }
 
+/* What of an area is told something, its neighbours are not. */
+static void tell_half(struct area *a) { madvise(page(a, 64), 64 * PAGE, MADV_NOHUGEPAGE); }
+
+static void told_before(struct area *a) {
+    show(a);
+    ADVISE(a, 32, 96, MADV_DONTNEED);
+    show(a);
+}
+
 static void dont_fork(struct area *a) {
     ADVISE(a, 30, 60, MADV_DONTFORK);
     show_in_child(a);

@@ -240,7 +240,8 @@ static void move_onto(struct area *a) {
 
 static void move_leaving(struct area *a) {
     struct area new = *a;
-    new.at = mremap(a->at, 128 * PAGE, 128 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP);
+    /* The C library passes the address on with this flag, too. */
+    new.at = mremap(a->at, 128 * PAGE, 128 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
     say("DONTUNMAP %s", outcome((long)new.at));
     if (new.at == MAP_FAILED)
         return;

@@ -8,6 +8,7 @@ struct stack {
 };
 static struct stack talking = {.area = {.id = 1000, .pages = 100}};
 static struct stack ending = {.area = {.id = 1001, .pages = 200}};
+static struct stack advising = {.area = {.id = 1002, .pages = 100}};
 
 static void *talk(void *argument) {
     struct stack *stack = argument;
@@ -41,6 +42,28 @@ static void *end(void *argument) {
     return NULL;
 }
 
+/* The stack has the C library's data of the thread, too, where the kernel writes when it goes on. */
+static void *advise_own(void *argument) {
+    struct stack *stack = argument;
+    unsigned char frame[100 * PAGE] __attribute__((aligned(4096)));
+    pthread_attr_t attributes;
+    void *at;
+    size_t size;
+    stack->area.at = frame;
+    fill(&stack->area, 0, 100, PATTERN);
+    if (pthread_getattr_np(pthread_self(), &attributes) != 0 ||
+        pthread_attr_getstack(&attributes, &at, &size) != 0)
+        fail("pthread_getattr_np");
+    sem_post(&stack->ready);
+    while (sem_wait(&stack->asked) < 0) {
+    }
+    say("MADV_DONTDUMP %s", outcome(madvise(at, size, MADV_DONTDUMP)));
+    show(&stack->area);
+    must(recurse(200), "well");
+    sem_post(&stack->ready);
+    return NULL;
+}
+
 static void start_stack(struct stack *stack, void *(*run)(void *), size_t size) {
     sem_init(&stack->ready, 0, 0);
     sem_init(&stack->asked, 0, 0);
@@ -57,6 +80,18 @@ static void start_talking(struct area *unused) {
 static void start_ending(struct area *unused) {
     (void)unused;
     start_stack(&ending, end, 3 << 20);
+}
+
+static void start_advising(struct area *unused) {
+    (void)unused;
+    start_stack(&advising, advise_own, 4 << 20);
+}
+
+static void ask_to_advise(struct area *unused) {
+    (void)unused;
+    sem_post(&advising.asked);
+    while (sem_wait(&advising.ready) < 0) {
+    }
 }
 
 static void ask_thread(struct area *unused) {

@@ -452,7 +452,9 @@ impl Guard {
     }
 
     fn piece(&self, mapping: &Mapping, range: (u64, u64)) -> Piece {
-        let holds = |traits: &&Traits| traits.start <= mapping.start && mapping.start < traits.end;
+        // At the end of its restore, CRIU advises on what is still one mapping with its neighbour.
+        let start = mapping.start.max(range.0);
+        let holds = |traits: &&Traits| traits.start <= start && start < traits.end;
         Piece::of(mapping, range, self.traits.iter().find(holds))
     }
 

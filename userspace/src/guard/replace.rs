@@ -183,7 +183,10 @@ fn copy(caller: &mut Caller, tid: i32, run: &[Piece]) -> Result<bool, GuardError
         aside => aside?,
     };
     for piece in run {
-        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        // There is memory at the old place all the time: the thread's own stack may be among it, and
+        // there the kernel writes to its rseq(2) area each time it goes on, or kills it.
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+        let flags = flags as u64;
         let to = aside + piece.start - first.start;
         let arguments = [piece.start, piece.len(), piece.len(), flags, to, 0];
         caller.call("move memory", libc::SYS_mremap, arguments)?;

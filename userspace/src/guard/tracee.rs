@@ -28,7 +28,7 @@ pub enum TraceError {
     Gone(i32),
     #[error("thread {0} is traced by another process")]
     Traced(i32),
-    #[error("thread {tid} does not stop within {} s", .limit.as_secs())]
+    #[error("thread {tid} does not stop where it should within {} s", .limit.as_secs())]
     Timeout { tid: i32, limit: Duration },
     #[error("cannot trace thread {tid}")]
     Failed { tid: i32, source: io::Error },
@@ -236,10 +236,15 @@ impl Caller {
         let tid = self.thread.tid;
         let registers = arch::set_up(&self.registers, self.behind, number, arguments);
         ptrace::set_registers(tid, &registers).map_err(failed(tid))?;
+        let begun = Instant::now();
         for _ in ["its beginning", "its end"] {
             // What it was about to take waits again, as all signals are blocked.
             let mut signal = std::mem::take(&mut self.thread.signal);
             loop {
+                // Faults come again and again, as no handler is called.
+                if begun.elapsed() > LIMIT {
+                    return Err(TraceError::Timeout { tid, limit: LIMIT });
+                }
                 ptrace::go_on_to_call(tid, signal).map_err(failed(tid))?;
                 match wait(tid)? {
                     AT_CALL => break,
