@@ -151,7 +151,7 @@ pub fn caddy(workspace: &Workspace) -> Server {
         "Caddyfile",
         &format!(
             "{{\n\tadmin off\n\tauto_https off\n}}\n\
-             http://127.0.0.1:{port} {{\n\trespond \"Hello from Caddy\"\n}}\n"
+             http://127.0.0.1:{port}, http://localhost:{port} {{\n\trespond \"Hello from Caddy\"\n}}\n"
         ),
     );
     let home = workspace.path().join("home").display().to_string();
