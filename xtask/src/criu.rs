@@ -14,10 +14,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{run::Runner, setup::apt_install};
+use crate::{run::Runner, stubs};
 
 /// Where the program looks for it; userspace/src/criu/program.rs knows it.
-const PREFIX: &str = "/usr/local/lib/warmimg/criu";
+pub const PREFIX: &str = "/usr/local/lib/warmimg/criu";
 
 /// Releases of the distribution that have a newer CRIU, oldest first.
 const NEWER: [&str; 3] = ["trixie", "forky", "sid"];
@@ -26,23 +26,22 @@ pub fn set_up(runner: &Runner) -> Result<()> {
     runner.cargo(&["build", "--quiet", "--locked", "--package", "warmimg"])?;
     if runner.is_dry() {
         runner.say("then: if `warmimg doctor` finds no CRIU that works, one is unpacked to");
-        runner.say(&format!("      {PREFIX}, from this or a newer release"));
+        runner.say(&format!("      {PREFIX}, from this or a newer release,"));
+        runner.say("      and given stubs of libraries that it loads and does not need here");
         return Ok(());
     }
     if works(runner) {
-        return Ok(());
+        return stubs::add(runner, || works(runner));
     }
     runner.say("the CRIU of this host does not work here (`warmimg doctor` tells why)");
-    if runner.look("patchelf", &["--version"]).is_none() {
-        apt_install(runner, &["patchelf"])?;
-    }
+    stubs::need_patchelf(runner)?;
     let own = own_release()?;
     for release in std::iter::once(own.as_str()).chain(NEWER) {
         runner.say(&format!("trying the CRIU of {release}, in {PREFIX}"));
         match unpack(runner, release) {
             Ok(()) if works(runner) => {
                 runner.say("it works: dump and restore of a server succeeded");
-                return Ok(());
+                return stubs::add(runner, || works(runner));
             }
             Ok(()) => runner.say("it does not work on this kernel"),
             Err(error) => runner.say(&format!("not to be had: {error:#}")),
@@ -208,10 +207,15 @@ fn merge_usr(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Where a prefix has its libraries.
+pub fn libraries() -> String {
+    format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH)
+}
+
 /// Makes the program use the libraries unpacked beside it. Only the program is changed: the C
 /// library and the loader do not bear it.
 fn point_to_libraries(runner: &Runner, root: &Path) -> Result<()> {
-    let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let libraries = libraries();
     let loader = fs::read_dir(root.join(&libraries))?
         .flatten()
         .find(|entry| entry.file_name().to_string_lossy().starts_with("ld-linux"))

@@ -5,6 +5,7 @@ mod demo;
 mod docs;
 mod run;
 mod setup;
+mod stubs;
 
 use anyhow::{Result, bail};
 use run::Runner;
