@@ -57,7 +57,7 @@ fn interrupted(workspace: &Workspace) -> u64 {
     let instances = workspace.store().join("instances");
     let instance = fs::read_dir(instances).unwrap().next().unwrap().unwrap();
     let counters = fs::read(instance.path().join("guard.json")).unwrap();
-    let counters: serde_json::Value = serde_json::from_slice(&counters).unwrap();
+    let counters: Value = serde_json::from_slice(&counters).unwrap();
     counters["interrupted"].as_u64().unwrap()
 }
 
