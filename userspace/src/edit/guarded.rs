@@ -10,7 +10,7 @@ use std::{
 use super::{
     EditError, FILES, core_entry, cores, file_entry,
     image::{Image, Kind},
-    memory::{Memory, Run, copy, create, extent, open, page_size, processes},
+    process::{Memory, Run, copy, create, extent, open, page_size, processes},
     reg_file_entry, seccomp_entry, seccomp_filter, thread_core_entry, vma_entry,
     wire::{Message, Value},
 };

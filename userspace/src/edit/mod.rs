@@ -7,6 +7,7 @@ mod guarded;
 mod image;
 mod listeners;
 mod memory;
+mod process;
 mod rewind;
 mod timers;
 mod wire;
@@ -22,7 +23,8 @@ pub use self::{
     guarded::take_back,
     image::EditError,
     listeners::move_listeners,
-    memory::{Mapped, Run, Traits, describe_mapped, inherited_name, lay_out},
+    memory::{Mapped, Traits, describe_mapped, inherited_name, lay_out},
+    process::Run,
     rewind::before_listen,
 };
 
