@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{
     Killed, Workspace, ask, ask::Client, expect, fixture, free_port, server::Server, servers,
-    wait_until,
+    wait_for_record, wait_until,
 };
 
 /// A server that answers each request with its number.
@@ -90,14 +90,7 @@ fn an_instance_in_the_foreground_ends_with_its_checkpoint_and_writes_on_when_res
     let mut restored = Killed(restored.unwrap());
     server.client.ask_until_answered();
     // By the pid of its root, as the host sees it.
-    let mut record = Value::Null;
-    wait_until("the record of the instance", || {
-        record = serde_json::from_str(&workspace.run(["--json", "ps"])).unwrap_or_default();
-        match record.is_null() {
-            true => Err("none".to_owned()),
-            false => Ok(()),
-        }
-    });
+    let record = wait_for_record(&workspace);
     let init = warmimg::tree::HostPid(record["init"].as_i64().unwrap() as i32);
     let root = warmimg::tree::children(init)[0].to_string();
     workspace.run(["checkpoint", "--pid", &root, "--name", "again"]);

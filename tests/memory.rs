@@ -7,7 +7,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    Killed, Workspace, ask, ask::Client, expect, free_port, server::Server, servers, wait_until,
+    Killed, Workspace, ask, ask::Client, expect, free_port, server::Server, servers,
+    wait_for_record,
 };
 
 fn server(workspace: &Workspace) -> (Server, u16) {
@@ -170,14 +171,7 @@ fn a_server_ends_with_the_guard_of_its_memory() {
         .spawn();
     let mut restored = Killed(restored.unwrap());
     server.client.ask_until_answered();
-    let mut record = Value::Null;
-    wait_until("the record of the instance", || {
-        record = serde_json::from_str(&workspace.run(["--json", "ps"])).unwrap_or_default();
-        match record.is_null() {
-            true => Err("none".to_owned()),
-            false => Ok(()),
-        }
-    });
+    let record = wait_for_record(&workspace);
     assert!(
         record["mapped_bytes"].as_u64().unwrap() > 50 << 20,
         "{record}"
@@ -238,5 +232,46 @@ fn memory_is_copied_where_it_cannot_be_mapped() {
         "{error}"
     );
     assert!(ask::get(port, "/list").is_err());
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_rehearsal_changes_the_image_only() {
+    let workspace = Workspace::new();
+    let server = servers::uvicorn_on_a_unix_socket(&workspace);
+    let options = ["--name", "shop", "--at", "warm", "--after-restore", "true"];
+    expect(0, &mut server.capture(&workspace, &options));
+    let shown = || -> Value {
+        serde_json::from_str(&workspace.run(["--json", "inspect", "shop"])).unwrap()
+    };
+    // With hooks, it is for the user to say.
+    let before = shown();
+    assert!(before["manifest"]["working_set"].is_null());
+    let said = workspace.run(["rehearse", "shop"]);
+    assert!(said.starts_with("Rehearsed shop ("), "{said}");
+    let after = shown();
+    assert_ne!(after["digest"], before["digest"]);
+    let set = &after["manifest"]["working_set"];
+    assert!(set["written_pages"].as_u64() > Some(0), "{set}");
+    assert_eq!(workspace.run(["images"]).lines().count(), 2);
+    let sockets = fs::read_dir(workspace.path()).unwrap().flatten();
+    let sockets = sockets.filter(|file| {
+        file.file_name()
+            .as_encoded_bytes()
+            .starts_with(b"server.sock.")
+    });
+    assert_eq!(sockets.count(), 0);
+    workspace.run(["verify", "shop"]);
+    workspace.run(["restore", "-d", "shop"]);
+    server.client.ask_until_answered();
+    workspace.run(["stop", "--all"]);
+    let error = workspace.fail(107, ["rehearse", "nobody"]);
+    assert!(error.contains("no image is called"), "{error}");
+    let fixed = ["rehearse", "shop", "--warmup", "http://127.0.0.1:1/"];
+    let error = workspace.fail(2, fixed);
+    assert!(
+        error.contains("asked at a fixed address") && error.contains("--warmup /PATH"),
+        "{error}"
+    );
     workspace.assert_clean();
 }

@@ -235,6 +235,19 @@ impl Killed {
     }
 }
 
+/// What `ps` tells of the only instance, once it is there.
+pub fn wait_for_record(workspace: &Workspace) -> serde_json::Value {
+    let mut record = serde_json::Value::Null;
+    wait_until("the record of the instance", || {
+        record = serde_json::from_str(&workspace.run(["--json", "ps"])).unwrap_or_default();
+        match record.is_null() {
+            true => Err("none".to_owned()),
+            false => Ok(()),
+        }
+    });
+    record
+}
+
 /// Runs a command to its end, or kills it at the limit.
 pub fn finish(command: &mut std::process::Command) -> Output {
     assert_cmd::Command::from_std(clone_of(command))

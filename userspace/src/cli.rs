@@ -86,7 +86,7 @@ pub enum Command {
     /// The image is restored once, where nobody else asks it, and asked. The pages of memory that it
     /// has touched until it has answered are recorded: those written to are brought along by later
     /// restores, the others are read ahead if they are not in the page cache. An image that is
-    /// captured warm has been rehearsed. The names of the image then point to the new one, and the
+    /// captured warm has been rehearsed, unless it has hooks for after a restore, which run. The names of the image then point to the new one, and the
     /// old one is removed.
     Rehearse(Rehearse),
     /// List instances

@@ -100,9 +100,10 @@ async fn capture_all(
         match captured {
             Ok(captured) => {
                 forks |= captured.forked_after_listen;
-                let (warmups, limit) = (&options.how.warmups, options.limit);
+                let asked = (&options.how.warmups[..], options.limit);
                 let image = captured.image;
-                let image = rehearse::after_warm(store, criu, image, warmups, limit).await;
+                let image =
+                    rehearse::after_warm(store, criu, image, asked, signals.ended()).await?;
                 captures.images.push(image);
             }
             // Without it, nothing is known of the server; and no other point would be reached

@@ -172,9 +172,9 @@ async fn capture_all(
         })
         .await;
         progress.clear();
-        let (warmups, limit) = (&options.how.warmups, options.limit);
+        let asked = (&options.how.warmups[..], options.limit);
         let image = captured?.image;
-        images.push(rehearse::after_warm(store, criu, image, warmups, limit).await);
+        images.push(rehearse::after_warm(store, criu, image, asked, &mut interrupted).await?);
     }
     Ok(images)
 }

@@ -60,8 +60,9 @@ pub async fn run(
     progress.clear();
     let mut captured = captured?;
     if captured.running.is_none() {
-        let (warmups, limit) = (&options.how.warmups, options.limit);
-        captured.image = rehearse::after_warm(&store, &criu, captured.image, warmups, limit).await;
+        let asked = (&options.how.warmups[..], options.limit);
+        let image = captured.image;
+        captured.image = rehearse::after_warm(&store, &criu, image, asked, signals.ended()).await?;
     }
     report.captured(&captured.image, &global.store)?;
     match captured.running {

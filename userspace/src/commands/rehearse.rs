@@ -1,7 +1,7 @@
 //! `warmimg rehearse`: finds out what a restored server needs first, and makes an image of it that
 //! brings that along.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use super::{prepare, supervise::Signals};
 use crate::{
@@ -37,15 +37,20 @@ pub async fn run(
 }
 
 /// Rehearses an image that was captured warm. It is as good as before if that fails.
+///
+/// # Errors
+/// [`RestoreError::Interrupted`].
 pub async fn after_warm(
     store: &Store,
     criu: &Program,
     image: Image,
-    warmups: &[Warmup],
-    limit: Duration,
-) -> Image {
+    (warmups, limit): (&[Warmup], Duration),
+    interrupted: impl Future<Output = ()>,
+) -> Result<Image, Error> {
+    // Hooks may tell others of a copy, which this one is not for.
     let can_be = image.manifest.capture.point == CapturePoint::Warm
         && image.manifest.connections.is_empty()
+        && image.manifest.after_restore.is_empty()
         && warmups.iter().all(Warmup::is_path)
         && image
             .manifest
@@ -53,16 +58,17 @@ pub async fn after_warm(
             .as_ref()
             .is_some_and(|mapped| mapped.bytes > 0);
     if !can_be {
-        return image;
+        return Ok(image);
     }
-    match rehearse(store, criu, &image, warmups, limit).await {
-        Ok(rehearsed) => rehearsed,
-        Err(error) => {
-            let error = crate::doctor::chain(&error);
-            tracing::warn!("the image could not be rehearsed, and is as it was: {error}");
-            image
-        }
-    }
+    let rehearsed = tokio::select! {
+        rehearsed = rehearse(store, criu, &image, warmups, limit) => rehearsed,
+        () = interrupted => return Err(RestoreError::Interrupted.into()),
+    };
+    Ok(rehearsed.unwrap_or_else(|error| {
+        let error = crate::doctor::chain(&error);
+        tracing::warn!("the image could not be rehearsed, and is as it was: {error}");
+        image
+    }))
 }
 
 /// Restores an image at other places than it is to be at, asks it, and puts an image in its place
@@ -89,12 +95,16 @@ async fn rehearse(
     if !image.manifest.connections.is_empty() {
         return Err(Error::RehearsalConnected);
     }
-    let publish = image.manifest.listeners.iter().map(elsewhere);
+    let listeners = &image.manifest.listeners;
+    let publish: Result<Vec<Publish>, Error> = listeners.iter().map(elsewhere).collect();
+    let publish = publish?;
+    // Made before the server, and so dropped after it.
+    let _sockets = Sockets::of(&publish);
     let options = restore::Options {
         memory: MemoryMode::Map,
         // What it writes is nobody's concern, and goes with it.
         detached: true,
-        publish: publish.collect::<Result<Vec<_>, _>>()?,
+        publish: publish.clone(),
         hook_limit: limit,
         ..restore::Options::default()
     };
@@ -115,6 +125,27 @@ async fn rehearse(
     let touched = working_set::observe(restored.record.init, &folder).map_err(Error::Runtime)?;
     drop(restored);
     Ok(store.replace(image, &touched)?)
+}
+
+/// The Unix sockets that a rehearsed server listens on: nobody else removes them.
+struct Sockets(Vec<PathBuf>);
+
+impl Sockets {
+    fn of(publish: &[Publish]) -> Self {
+        let path = |publish: &Publish| match &publish.new {
+            Wanted::Exactly(Listener::Unix { path }) => Some(path.clone()),
+            _ => None,
+        };
+        Self(publish.iter().filter_map(path).collect())
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// A place for a listener that nobody else has.

@@ -86,6 +86,11 @@ impl Report {
                 out.add("");
             }
         }
+        if let Some(reason) = &restored.memory.copied_because {
+            out.add(&format!(
+                "Its memory was copied and is not shared: {reason}"
+            ));
+        }
         if !record.detached {
             // Standard output is the server's.
             eprint!("{}", out.0);
