@@ -1,0 +1,214 @@
+//! Images: listed, inspected, verified, removed, rehearsed.
+
+use serde_json::{Value, json};
+
+use super::{
+    Lines, Report, list, plural, table,
+    units::{Age, Bytes},
+};
+use crate::{
+    error::Error,
+    store::{Damage, Digest, Image, Verification},
+};
+
+impl Report {
+    pub fn images(&self, images: &[Image]) -> Result<(), Error> {
+        if self.json {
+            return images
+                .iter()
+                .try_for_each(|image| self.line("image", without_environment(image_json(image))));
+        }
+        let mut rows =
+            vec![["NAME", "DIGEST", "CREATED", "SIZE", "POINT", "COMMAND"].map(str::to_owned)];
+        for image in images {
+            rows.push([
+                if image.names.is_empty() {
+                    "-".to_owned()
+                } else {
+                    image.names.join(", ")
+                },
+                image.digest.short().to_owned(),
+                Age::since(image.manifest.created_ms).to_string(),
+                Bytes(image.manifest.image_bytes()).to_string(),
+                image.manifest.capture.point.to_string(),
+                image.manifest.command.words.join(" "),
+            ]);
+        }
+        table(rows)
+    }
+
+    pub fn inspected(&self, image: &Image) -> Result<(), Error> {
+        if self.json {
+            return self.line("image", image_json(image));
+        }
+        let manifest = &image.manifest;
+        let mut out = Lines::default();
+        out.add(&format!("Image {}", image.digest));
+        out.add("");
+        out.row("names", &image.names.join(", "));
+        out.row("created", &Age::since(manifest.created_ms).to_string());
+        out.row("command", &manifest.command.words.join(" "));
+        out.row(
+            "folder",
+            &manifest.command.working_directory.display().to_string(),
+        );
+        if let Some(user) = &manifest.command.user {
+            out.row("user", user);
+        }
+        out.row("point", &manifest.capture.point.to_string());
+        out.row("listeners", &list(&manifest.listeners));
+        out.row(
+            "size",
+            &format!(
+                "{} in {} files",
+                Bytes(manifest.image_bytes()),
+                manifest.files.len()
+            ),
+        );
+        out.row("memory", &Bytes(manifest.memory_bytes).to_string());
+        out.row(
+            "captured on",
+            &format!(
+                "Linux {} {}",
+                manifest.host.kernel, manifest.host.architecture
+            ),
+        );
+        out.row("CRIU", &manifest.criu.version.to_string());
+        out.row(
+            "depends on",
+            &format!("{} files", manifest.dependencies.len()),
+        );
+        out.add("");
+        out.add("Time line, in milliseconds since the exec of the command:");
+        for moment in &manifest.capture.time_line {
+            let pid = moment
+                .pid
+                .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            out.add(&format!(
+                "  {:>9.1}  {pid:>5}  {}",
+                moment.at_us as f64 / 1000.0,
+                moment.event
+            ));
+        }
+        out.add("");
+        out.add("Processes:");
+        for process in &manifest.processes {
+            out.add(&format!(
+                "  {:>5}  {} ({}, uid {}, {} resident)",
+                process.pid.to_string(),
+                process.name,
+                plural(process.threads, "thread"),
+                process.uid,
+                Bytes(process.resident_bytes),
+            ));
+        }
+        out.print()
+    }
+
+    pub fn verified(&self, verification: &Verification) -> Result<(), Error> {
+        let Verification {
+            digest,
+            names,
+            faults,
+            unknown,
+            resealed,
+            ..
+        } = verification;
+        if self.json {
+            let fault = |(path, damage): &(String, Damage)| {
+                let mut object = json!(damage);
+                object["path"] = path.as_str().into();
+                object["message"] = damage.to_string().into();
+                object
+            };
+            return self.line(
+                "verify",
+                json!({
+                    "digest": digest.as_str(),
+                    "names": names,
+                    "ok": verification.is_whole(),
+                    "files": verification.files,
+                    "image_bytes": verification.bytes,
+                    "faults": faults.iter().map(fault).collect::<Vec<_>>(),
+                    "unknown": unknown,
+                    "resealed": resealed,
+                }),
+            );
+        }
+        let label = match &names[..] {
+            [] => digest.short().to_owned(),
+            names => format!("{} ({})", names.join(", "), digest.short()),
+        };
+        let mut out = Lines::default();
+        match verification.is_whole() {
+            false => out.add(&format!("DAMAGED  {label}")),
+            true => out.add(&format!(
+                "ok       {label}: {}, {}",
+                plural(verification.files as u64, "file"),
+                Bytes(verification.bytes)
+            )),
+        }
+        for (path, damage) in faults {
+            out.add(&format!("         {path} {damage}"));
+        }
+        for path in unknown {
+            out.add(&format!("         warning: {path} is not part of it"));
+        }
+        if *resealed {
+            out.add("         restores expect these very files from now on");
+        }
+        out.print()
+    }
+
+    pub fn removed(&self, digest: &Digest, names: &[String]) -> Result<(), Error> {
+        if self.json {
+            return self.line("rm", json!({ "digest": digest.as_str(), "names": names }));
+        }
+        let mut out = Lines::default();
+        out.add(&match names {
+            [] => format!("Removed {}", digest.short()),
+            names => format!("Removed {} ({})", names.join(", "), digest.short()),
+        });
+        out.print()
+    }
+
+    pub fn rehearsed(&self, image: &Image) -> Result<(), Error> {
+        let set = image.manifest.working_set.clone().unwrap_or_default();
+        if self.json {
+            let object = json!({
+                "digest": image.digest.as_str(),
+                "names": image.names,
+                "touched_pages": set.touched_pages,
+                "written_pages": set.written_pages,
+            });
+            return self.line("rehearse", object);
+        }
+        let size = |pages: u64| Bytes(pages * rustix::param::page_size() as u64);
+        let mut out = Lines::default();
+        out.add(&format!(
+            "Rehearsed {} ({}): {} of memory touched until all was answered, {} written to",
+            image.label(),
+            image.digest.short(),
+            size(set.touched_pages),
+            size(set.written_pages),
+        ));
+        out.print()
+    }
+}
+
+pub(super) fn image_json(image: &Image) -> Value {
+    json!({
+        "digest": image.digest.as_str(),
+        "names": image.names,
+        "image_bytes": image.manifest.image_bytes(),
+        "manifest": image.manifest,
+    })
+}
+
+/// The environment may hold secrets: it is shown to those who inspect the image, and not in passing.
+pub(super) fn without_environment(mut image: Value) -> Value {
+    if let Some(command) = image["manifest"]["command"].as_object_mut() {
+        command.remove("environment");
+    }
+    image
+}
