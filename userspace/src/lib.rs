@@ -14,6 +14,7 @@ pub mod commands;
 
 pub mod bench;
 pub mod capture;
+pub mod profile;
 pub mod restore;
 
 pub mod carry;
