@@ -1,10 +1,13 @@
 //! Reads the kernel's own structures by the offsets that user space found in its BTF.
 
+use core::ffi::c_void;
+
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_kernel_buf,
-    bpf_probe_read_user, bpf_probe_read_user_buf, generated::bpf_get_current_task,
+    bpf_probe_read_user, bpf_probe_read_user_buf,
+    generated::{self, bpf_get_current_task},
 };
-use probe_ebpf::{Event, FLAG_TRUNCATED, KernelOffsets, TEXT_LEN, Wanted};
+use probe_ebpf::{Event, FLAG_TRUNCATED, KernelOffsets, TEXT_LEN, Wanted, trace::NAME_LEN};
 
 #[unsafe(no_mangle)]
 static OFFSETS: KernelOffsets = KernelOffsets {
@@ -29,6 +32,14 @@ static OFFSETS: KernelOffsets = KernelOffsets {
     unix_address_len: 0,
     unix_address_name: 0,
     binprm_filename: 0,
+    task_pid: 0,
+    inode_ino: 0,
+    inode_sb: 0,
+    sb_dev: 0,
+    folio_flags: 0,
+    folio_flags_1: 0,
+    folio_mapping: 0,
+    mapping_host: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -70,6 +81,48 @@ pub fn current_tid() -> u32 {
 
 pub fn tgid_of(task: u64) -> Option<u32> {
     read(task, offsets().task_tgid)
+}
+
+/// The id of a thread.
+pub fn tid_of(task: u64) -> Option<u32> {
+    read(task, offsets().task_pid)
+}
+
+/// Which file it is, of which type.
+#[derive(Clone, Copy)]
+pub struct Identity {
+    pub inode: u64,
+    pub device: u32,
+    pub mode: u16,
+}
+
+fn identity_of_inode(inode: u64) -> Option<Identity> {
+    let offsets = offsets();
+    let superblock: u64 = read(inode, offsets.inode_sb)?;
+    Some(Identity {
+        inode: read(inode, offsets.inode_ino)?,
+        device: read(superblock, offsets.sb_dev)?,
+        mode: read(inode, offsets.inode_mode)?,
+    })
+}
+
+pub fn identity_of(file: u64) -> Option<Identity> {
+    identity_of_inode(read(file, offsets().file_inode)?)
+}
+
+/// The file that a `struct folio` is of, and how many pages it has.
+pub fn missed_pages(folio: u64) -> Option<(Identity, u64)> {
+    let offsets = offsets();
+    let mapping: u64 = read(folio, offsets.folio_mapping)?;
+    let identity = identity_of_inode(read(mapping, offsets.mapping_host)?)?;
+    let flags: u64 = read(folio, offsets.folio_flags)?;
+    // `PG_head` of include/linux/page-flags.h; the order is in the low byte of the second page's flags.
+    const HEAD: u64 = 1 << 6;
+    let order = match flags & HEAD {
+        0 => 0,
+        _ => read::<u64>(folio, offsets.folio_flags_1)? & 0x1f,
+    };
+    Some((identity, 1 << order))
 }
 
 /// The wait status of `task` if it was the last thread of its process.
@@ -267,6 +320,38 @@ pub fn is_bound_unix(sock: u64) -> bool {
 pub fn read_user<T>(address: u64) -> Option<T> {
     // SAFETY: the helper checks the address and fails instead of faulting.
     unsafe { bpf_probe_read_user(address as *const T) }.ok()
+}
+
+/// Reads a text of the current process, `len` bytes long or, if that is 0, up to a NUL. Returns its length
+/// and whether it was cut short.
+pub fn read_user_text(address: u64, len: u64, text: &mut [u8; NAME_LEN]) -> (u64, bool) {
+    if len != 0 {
+        let len = if len > NAME_LEN as u64 {
+            NAME_LEN as u64
+        } else {
+            len
+        };
+        // SAFETY: the buffer is valid for the length and the helper checks the address it reads.
+        let outcome = unsafe {
+            generated::bpf_probe_read_user(
+                text.as_mut_ptr().cast(),
+                len as u32,
+                address as *const c_void,
+            )
+        };
+        return (if outcome == 0 { len } else { 0 }, false);
+    }
+    // SAFETY: as above.
+    let copied = unsafe {
+        generated::bpf_probe_read_user_str(
+            text.as_mut_ptr().cast(),
+            NAME_LEN as u32,
+            address as *const c_void,
+        )
+    };
+    // The count includes the final NUL.
+    let copied = if copied > 0 { copied as u64 - 1 } else { 0 };
+    (copied, copied == NAME_LEN as u64 - 1)
 }
 
 /// Writes a `struct sockaddr` of the current process, `len` bytes long, into `event`.

@@ -4,6 +4,8 @@
 //! compiling), so that both sides read the same bytes.
 #![no_std]
 
+pub mod trace;
+
 use bytemuck::{Pod, Zeroable};
 
 /// The longest text an [`Event`] carries: a Unix socket path with its final NUL (`sun_path` of
@@ -122,10 +124,18 @@ pub struct KernelOffsets {
     pub unix_address_len: u32,
     pub unix_address_name: u32,
     pub binprm_filename: u32,
+    pub task_pid: u32,
+    pub inode_ino: u32,
+    pub inode_sb: u32,
+    pub sb_dev: u32,
+    pub folio_flags: u32,
+    pub folio_flags_1: u32,
+    pub folio_mapping: u32,
+    pub mapping_host: u32,
 }
 
 /// The members behind [`KernelOffsets`], in its order: structure, then the path of the member.
-pub const KERNEL_MEMBERS: [(&str, &str); 21] = [
+pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
     ("task_struct", "tgid"),
     ("task_struct", "files"),
     ("task_struct", "signal"),
@@ -147,6 +157,14 @@ pub const KERNEL_MEMBERS: [(&str, &str); 21] = [
     ("unix_address", "len"),
     ("unix_address", "name"),
     ("linux_binprm", "filename"),
+    ("task_struct", "pid"),
+    ("inode", "i_ino"),
+    ("inode", "i_sb"),
+    ("super_block", "s_dev"),
+    ("folio", "flags"),
+    ("folio", "_flags_1"),
+    ("folio", "mapping"),
+    ("address_space", "host"),
 ];
 
 const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_MEMBERS.len());

@@ -13,7 +13,11 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod calls;
+#[cfg(target_arch = "bpf")]
 mod kernel;
+#[cfg(target_arch = "bpf")]
+mod profile;
 #[cfg(target_arch = "bpf")]
 mod programs;
 

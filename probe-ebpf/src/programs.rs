@@ -60,7 +60,7 @@ fn stop_at() -> u32 {
     unsafe { core::ptr::read_volatile(&raw const STOP_AT) }
 }
 
-fn in_tree(tgid: u32) -> bool {
+pub fn in_tree(tgid: u32) -> bool {
     TREE.get_ptr(tgid).is_some()
 }
 

@@ -2,7 +2,7 @@
 
 pub mod checkpoint;
 mod dump;
-mod start_up;
+pub(crate) mod start_up;
 mod warm;
 
 use std::{
@@ -13,6 +13,7 @@ use std::{
 };
 
 use crate::{
+    client::AskError,
     criu::{
         AfterDump, CriuError, Program, ProgramError, TcpConnections, UserError, kerndat::Kerndat,
     },
@@ -100,6 +101,12 @@ pub enum CaptureError {
     Own { process: String },
     #[error("{process} has the terminal {} open", .terminal.display())]
     Terminal { process: String, terminal: PathBuf },
+    #[error("{url} was not answered within {} s", .limit.as_secs_f64())]
+    NoResponse {
+        url: String,
+        limit: Duration,
+        source: Option<AskError>,
+    },
     #[error("interrupted")]
     Interrupted,
 }
@@ -251,7 +258,7 @@ pub async fn capture(
     let mut start_up = StartUp::new(options);
     let reached = async {
         start_up
-            .run(&mut sandbox, &mut watch, &mut output, &mut progress)
+            .run(&mut sandbox, &mut watch, &mut output, None, &mut progress)
             .await?;
         let dropped_events = watch.dropped()?;
         if options.runs_on() {

@@ -7,6 +7,7 @@ use crate::{
     freeze::{FreezeError, FrozenTree},
     listener::Listener,
     output::Output,
+    profile::Recorder,
     spawn::{Sandbox, SpawnError, Step},
     store::Moment,
     tree::{self, HostPid, NsPid},
@@ -20,7 +21,7 @@ pub struct StartUp<'a> {
     root: Option<HostPid>,
     /// When the command was executed; the time line begins here.
     exec_ns: Option<u64>,
-    stop_ns: u64,
+    pub stop_ns: u64,
     /// The process that the probe stopped.
     pub stopped: Option<HostPid>,
     /// Where it listens, in the order in which it began to.
@@ -53,6 +54,7 @@ impl<'a> StartUp<'a> {
         sandbox: &mut Sandbox,
         watch: &mut Watch,
         output: &mut Output,
+        mut recorder: Option<&mut Recorder>,
         progress: &mut impl FnMut(Progress),
     ) -> Result<(), CaptureError> {
         self.pipe_names = output.names().clone();
@@ -67,12 +69,22 @@ impl<'a> StartUp<'a> {
         loop {
             tokio::select! {
                 event = watch.next() => {
-                    if self.take(event?, progress) {
+                    let event = event?;
+                    if let Some(recorder) = &mut recorder {
+                        recorder.event(&event);
+                    }
+                    if self.take(event, progress) {
                         return Ok(());
                     }
                     // A server that never rests must not keep the others from their turn.
                     tokio::task::yield_now().await;
                 }
+                recorded = async {
+                    match &mut recorder {
+                        Some(recorder) => recorder.turn().await,
+                        None => std::future::pending().await,
+                    }
+                } => recorded?,
                 status = sandbox.exit() => {
                     return Err(self.ended(Some(status?), output, self.awaited()).await);
                 }

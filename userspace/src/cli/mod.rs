@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod profile;
 
 use std::{
     ffi::OsString,
@@ -11,7 +12,10 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
-pub use self::bench::Bench;
+pub use self::{
+    bench::Bench,
+    profile::{Format, Profile},
+};
 use crate::{
     capture,
     cgroup::{Cpus, Limits, Memory, Request},
@@ -120,6 +124,11 @@ pub enum Command {
     /// answers, and ends it. Times are from the start of the process.
     #[command(after_long_help = bench::AFTER_HELP)]
     Bench(Box<Bench>),
+    /// Tell where the time of a server's start-up goes
+    ///
+    /// Runs the server until it is ready, watches what each of its threads does, and shows what took
+    /// the time, what the end waited for, and what is worth acting on.
+    Profile(Box<Profile>),
     /// Check whether capture and restore work on this host, and tell what to do if not
     Doctor,
     /// Print a completion script for a shell

@@ -108,7 +108,7 @@ impl Error {
             Self::Capture(error) => match error {
                 CaptureError::Exec { .. } => ExitCode::CommandNotFound,
                 CaptureError::ExitedEarly { .. } => ExitCode::ExitedEarly,
-                CaptureError::Timeout(_) => ExitCode::Timeout,
+                CaptureError::Timeout(_) | CaptureError::NoResponse { .. } => ExitCode::Timeout,
                 CaptureError::Interrupted => ExitCode::Interrupted,
                 CaptureError::Program(_) => ExitCode::NoCriu,
                 CaptureError::Criu(error) => criu_code(error),

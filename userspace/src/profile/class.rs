@@ -95,6 +95,12 @@ impl Times {
     pub fn sum(&self) -> u64 {
         self.0.iter().sum()
     }
+
+    /// The time on processors.
+    pub fn on_cpu(&self) -> u64 {
+        let classes = Class::ALL.into_iter().filter(|class| class.is_on_cpu());
+        classes.map(|class| self.of(class)).sum()
+    }
 }
 
 impl std::iter::Sum for Times {

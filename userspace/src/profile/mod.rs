@@ -4,9 +4,21 @@
 //! are nanoseconds since the command was executed. For each thread every nanosecond is of exactly
 //! one [`Class`].
 
+mod assemble;
 mod class;
+mod connections;
+mod critical;
+mod findings;
+pub mod record;
+mod recorder;
+mod run;
+mod texts;
+mod timeline;
 
+pub use assemble::{Subject, assemble};
 pub use class::{Class, Times};
+pub use recorder::Recorder;
+pub use run::{Profiled, profile};
 use serde::{Deserialize, Serialize};
 
 use crate::{listener::Listener, watch::CapturePoint};
@@ -79,6 +91,20 @@ pub struct Process {
     pub wait_status: Option<i32>,
     pub executions: Vec<Execution>,
     pub threads: Vec<Thread>,
+}
+
+impl Process {
+    /// The file name of the last program it executed, or what the kernel calls it.
+    pub fn program(&self) -> String {
+        let path = self.executions.last().map(|execution| &execution.path);
+        let name = path.and_then(|path| path.rsplit('/').next());
+        name.unwrap_or(&self.name).to_owned()
+    }
+
+    /// The program and the pid.
+    pub fn title(&self) -> String {
+        format!("{} {}", self.program(), self.pid)
+    }
 }
 
 /// A program that a process executed.

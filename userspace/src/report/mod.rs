@@ -2,11 +2,13 @@
 
 mod bench;
 mod images;
+pub mod profile;
 mod progress;
 mod restored;
 mod units;
 
 use std::{
+    fs::File,
     io::{self, Write as _},
     path::Path,
 };
@@ -25,12 +27,13 @@ pub use self::{
 use crate::{
     bench::{choice::Reason, statistics::Estimate},
     cgroup::State as LimitState,
-    cli::{DEFAULT_STORE, STORE_VARIABLE},
+    cli::{self, DEFAULT_STORE, STORE_VARIABLE},
     doctor::{Finding, Severity},
     error::Error,
     instance::{Instance, State, describe_status},
     listener::Listener,
     memory::Memory,
+    profile::Profile,
     store::{Image, Manifest},
     watch::CapturePoint,
 };
@@ -183,6 +186,26 @@ impl Report {
         out.add(&format!("Medians of {runs} restores each, in turn."));
         out.add("");
         out.print()
+    }
+
+    /// A profile, as it was asked for, to a file if there is one.
+    pub fn profile(
+        &self,
+        profile: &Profile,
+        asked: &cli::Profile,
+        file: Option<&mut File>,
+    ) -> Result<(), Error> {
+        let text = profile::human::render(profile, asked.critical_path);
+        match (file, &asked.output) {
+            (Some(file), Some(path)) => {
+                file.write_all(text.as_bytes())
+                    .map_err(|source| Error::Export {
+                        path: path.clone(),
+                        source,
+                    })
+            }
+            _ => Lines(text).print(),
+        }
     }
 
     /// Instances with their memory, which those that have ended do not have.
@@ -425,6 +448,13 @@ impl Lines {
 
 /// Prints rows in columns, the first row being the headings.
 fn table<const N: usize>(rows: Vec<[String; N]>) -> Result<(), Error> {
+    let mut out = Lines::default();
+    columns(rows).lines().for_each(|line| out.add(line));
+    out.print()
+}
+
+/// Rows in columns.
+fn columns<const N: usize>(rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     for row in rows {
@@ -433,7 +463,6 @@ fn table<const N: usize>(rows: Vec<[String; N]>) -> Result<(), Error> {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    let mut out = Lines::default();
-    table.lines().for_each(|line| out.add(&line));
-    out.print()
+    let lines = table.lines().map(|line| line.trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
 }

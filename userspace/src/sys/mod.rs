@@ -336,3 +336,11 @@ pub trait OwnsDescriptor: AsRawFd {}
 impl OwnsDescriptor for OwnedFd {}
 impl OwnsDescriptor for aya::maps::RingBuf<aya::maps::MapData> {}
 impl OwnsDescriptor for aya_log::EbpfLogger<&'static dyn log::Log> {}
+
+/// A value of an eBPF map, as the probe has it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Shared<T>(pub T);
+
+// SAFETY: the same bytes as of a type that any bytes are a value of.
+unsafe impl<T: bytemuck::Pod> aya::Pod for Shared<T> {}

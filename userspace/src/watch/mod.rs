@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod interruptions;
+pub mod recording;
 
 use std::{
     fs, io,
@@ -22,6 +23,7 @@ use probe_ebpf as probe;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+pub use self::recording::Recording;
 use crate::{
     listener::{Listener, Wanted},
     sys,
@@ -64,6 +66,8 @@ pub enum WatchError {
     Incomplete(&'static str),
     #[error("cannot wait for events of the eBPF probe")]
     Wait(#[source] io::Error),
+    #[error("cannot tell which processors are online")]
+    Processors(#[source] io::Error),
 }
 
 /// When the tree is frozen.
@@ -181,27 +185,58 @@ impl Watch {
         point: Option<CapturePoint>,
         listener: Option<&Wanted>,
     ) -> Result<Self, WatchError> {
+        Self::load(point, listener, false).map(|(watch, _)| watch)
+    }
+
+    /// As [`Watch::attach`]; what goes on is recorded as well.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn attach_recording(
+        point: Option<CapturePoint>,
+        listener: Option<&Wanted>,
+    ) -> Result<(Self, Recording), WatchError> {
+        let (mut watch, btf) = Self::load(point, listener, true)?;
+        let recording = Recording::attach(&mut watch.ebpf, &btf)?;
+        Ok((watch, recording))
+    }
+
+    fn load(
+        point: Option<CapturePoint>,
+        listener: Option<&Wanted>,
+        records: bool,
+    ) -> Result<(Self, aya::Btf), WatchError> {
         let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
         let offsets = kernel_offsets(&data)?;
         let btf = aya::Btf::parse(&data, aya::Endianness::default())?;
         let stop_at = point.map_or(probe::STOP_NEVER, CapturePoint::stop_at);
         let wanted = listener.map_or_else(bytemuck::Zeroable::zeroed, wanted);
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        loader
             .btf(Some(&btf))
             .override_global("WANTED", bytemuck::bytes_of(&wanted), true)
             .override_global("OFFSETS", &offsets[..], true)
-            .override_global("STOP_AT", &stop_at, true)
-            .load(OBJECT)?;
+            .override_global("STOP_AT", &stop_at, true);
+        if !records {
+            for map in recording::MAPS {
+                loader.map_max_entries(map, 1);
+            }
+            loader.map_max_entries(recording::SPANS, 1 << 12);
+        }
+        let mut ebpf = loader.load(OBJECT)?;
         let log = match EbpfLogger::init(&mut ebpf) {
             Ok(log) => Some(sys::readable(log).map_err(WatchError::Wait)?),
             Err(_) => None,
         };
-        attach_all(&mut ebpf, &btf)?;
+        for (name, tracepoint) in PROGRAMS {
+            attach(&mut ebpf, &btf, name, tracepoint)?;
+        }
         let map = ebpf
             .take_map("EVENTS")
             .ok_or(WatchError::Incomplete("EVENTS"))?;
         let events = sys::readable(RingBuf::try_from(map)?).map_err(WatchError::Wait)?;
-        Ok(Self { ebpf, events, log })
+        drop(loader);
+        Ok((Self { ebpf, events, log }, btf))
     }
 
     /// Follows a process and all it will fork.
@@ -310,19 +345,22 @@ fn kernel_offsets(btf: &[u8]) -> Result<[u32; probe::KERNEL_MEMBERS.len()], btf:
     Ok(offsets)
 }
 
-fn attach_all(ebpf: &mut Ebpf, btf: &aya::Btf) -> Result<(), WatchError> {
-    for (name, tracepoint) in PROGRAMS {
-        let refused = |source| WatchError::Program {
-            tracepoint,
-            source: Box::new(source),
-        };
-        let program = ebpf.program_mut(name).ok_or(WatchError::Incomplete(name))?;
-        let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
-        program
-            .load(tracepoint, btf)
-            .and_then(|()| program.attach())
-            .map_err(refused)?;
-    }
+fn attach(
+    ebpf: &mut Ebpf,
+    btf: &aya::Btf,
+    name: &'static str,
+    tracepoint: &'static str,
+) -> Result<(), WatchError> {
+    let refused = |source| WatchError::Program {
+        tracepoint,
+        source: Box::new(source),
+    };
+    let program = ebpf.program_mut(name).ok_or(WatchError::Incomplete(name))?;
+    let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
+    program
+        .load(tracepoint, btf)
+        .and_then(|()| program.attach())
+        .map_err(refused)?;
     Ok(())
 }
 

@@ -1,0 +1,136 @@
+//! Runs a server and records its start-up.
+
+use std::{
+    fs,
+    os::fd::AsFd as _,
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use super::{Profile, Recorder, Subject};
+use crate::{
+    capture::{CaptureError, Options, Progress, start_up::StartUp},
+    client::Client,
+    host::Clocks,
+    output::Output,
+    spawn::{Descriptors, Fresh, Place, Plan, Sandbox},
+    target::Target,
+    watch::Watch,
+};
+
+/// What came of it.
+pub struct Profiled {
+    pub profile: Profile,
+    /// The server, if it was left running.
+    pub running: Option<(Sandbox, Output)>,
+}
+
+/// Starts a command and records what it does until it is at the point, or until it has answered the
+/// first request, if there is something to ask. `interrupted` ends it when it completes.
+///
+/// # Errors
+/// See [`CaptureError`].
+pub async fn profile(
+    options: &Options,
+    asked: Option<&Target>,
+    interrupted: impl Future<Output = ()>,
+    mut progress: impl FnMut(Progress),
+) -> Result<Profiled, CaptureError> {
+    let (mut output, [stdout, stderr]) = Output::new(false).map_err(CaptureError::Output)?;
+    // Init is given folders for images, of which there are none here.
+    let nowhere = fs::File::open("/proc/self").map_err(CaptureError::Host)?;
+    let plan = Plan {
+        command: Some(options.command.clone()),
+        criu: c"".to_owned(),
+        kerndat: PathBuf::new(),
+        kerndat_is_new: false,
+        guarded: None,
+        place: Place::New(Fresh {
+            terminals: true,
+            ..Fresh::default()
+        }),
+    };
+    let descriptors = Descriptors {
+        images: nowhere.as_fd(),
+        work: nowhere.as_fd(),
+        stdout: stdout.as_fd(),
+        stderr: stderr.as_fd(),
+        instance: nowhere.as_fd(),
+    };
+    let mut sandbox = Sandbox::create(&plan, &descriptors).await?;
+    drop((stdout, stderr));
+
+    progress(Progress::Attaching);
+    let runs_on = options.leave_running || asked.is_some();
+    let stop_at = Some(options.point).filter(|_| !runs_on);
+    let (mut watch, recording) = Watch::attach_recording(stop_at, options.how.listener.as_ref())?;
+    let mut recorder = Recorder::new(recording);
+    let mut start_up = StartUp::new(options);
+    let recorded = async {
+        let reached = start_up.run(
+            &mut sandbox,
+            &mut watch,
+            &mut output,
+            Some(&mut recorder),
+            &mut progress,
+        );
+        reached.await?;
+        let response_ns = match asked {
+            None => None,
+            Some(target) => Some(first_response(&mut recorder, target, options.limit).await?),
+        };
+        let subject = Subject {
+            command: options.command.words(),
+            started_ms: 0,
+            point: options.point,
+            end_ns: response_ns.unwrap_or(start_up.stop_ns),
+            response_ns,
+        };
+        let profile = recorder.finish(subject)?;
+        Ok::<_, CaptureError>(profile)
+    };
+    let mut profile = tokio::select! {
+        recorded = recorded => recorded?,
+        () = interrupted => return Err(CaptureError::Interrupted),
+    };
+    drop(watch);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    profile.started_ms = (now.as_millis() as u64).saturating_sub(profile.length_ns / 1_000_000);
+    let running = options.leave_running.then_some((sandbox, output));
+    Ok(Profiled { profile, running })
+}
+
+/// Asks until there is a response; returns when it was complete, in the clock of the record.
+async fn first_response(
+    recorder: &mut Recorder,
+    target: &Target,
+    limit: Duration,
+) -> Result<u64, CaptureError> {
+    let no_response = |source| CaptureError::NoResponse {
+        url: target.to_string(),
+        limit,
+        source,
+    };
+    let mut client = Client::new(target).map_err(|error| no_response(Some(error)))?;
+    let answer = async {
+        let asked = client.ask_when_listening(Instant::now());
+        tokio::pin!(asked);
+        loop {
+            tokio::select! {
+                answer = &mut asked => return Ok(answer),
+                recorded = recorder.turn() => recorded?,
+            }
+        }
+    };
+    match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(Ok(answer))) => {
+            let ago = answer.end.elapsed().as_nanos() as u64;
+            Ok(Clocks::now().monotonic_ns.saturating_sub(ago))
+        }
+        Ok(Ok(Err(error))) => Err(no_response(Some(error))),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(no_response(client.last_error.take())),
+    }
+}

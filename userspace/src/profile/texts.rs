@@ -1,0 +1,165 @@
+//! What spans are about, in words: a system call with its file, peer or error.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use probe_ebpf::trace::{self, Span};
+
+use super::record::{Identity, Kept, Record};
+
+/// Texts that are kept once each.
+#[derive(Debug, Default)]
+pub struct Texts {
+    pub all: Vec<String>,
+    known: HashMap<String, u32>,
+}
+
+impl Texts {
+    pub fn add(&mut self, text: String) -> u32 {
+        if let Some(&known) = self.known.get(&text) {
+            return known;
+        }
+        let index = self.all.len() as u32;
+        self.all.push(text.clone());
+        self.known.insert(text, index);
+        index
+    }
+}
+
+/// Tells what is behind the numbers of spans.
+pub struct Describer<'a> {
+    record: &'a Record,
+    /// The peers of connected sockets.
+    peers: HashMap<Identity, String>,
+}
+
+impl<'a> Describer<'a> {
+    pub fn new(record: &'a Record) -> Self {
+        let mut peers = HashMap::new();
+        for Kept { name, span, .. } in &record.spans {
+            if let (Some(name), true) = (name, is_connect(span))
+                && let Some(peer) = peer(&record.names[*name as usize])
+            {
+                peers.insert((span.device, span.inode), peer);
+            }
+        }
+        Self { record, peers }
+    }
+
+    /// What a span is about; nothing if there is nothing to say.
+    pub fn describe(&self, kept: &Kept) -> Option<String> {
+        let span = &kept.span;
+        match span.kind {
+            trace::SPAN_FAULT => Some("page fault".to_owned()),
+            trace::SPAN_CALL | trace::SPAN_OFF if span.number >= 0 => {
+                let name = call_name(span.number);
+                let mut text = match self.object(kept) {
+                    Some(object) => format!("{name} {object}"),
+                    None => name,
+                };
+                if let (trace::SPAN_CALL, Some(error)) = (span.kind, error_name(span.result)) {
+                    text += &format!(" ({error})");
+                }
+                Some(text)
+            }
+            _ => None,
+        }
+    }
+
+    /// The file or peer of a call.
+    fn object(&self, kept: &Kept) -> Option<String> {
+        let span = &kept.span;
+        if let Some(name) = kept.name {
+            let name = &self.record.names[name as usize];
+            return match is_connect(span) {
+                true => peer(name),
+                false if name.is_empty() => None,
+                false => Some(String::from_utf8_lossy(name).into_owned()),
+            };
+        }
+        let identity = (span.device, span.inode);
+        self.path(identity)
+            .or_else(|| self.peers.get(&identity).cloned())
+    }
+
+    /// The path of a file that was opened.
+    pub fn path(&self, identity: Identity) -> Option<String> {
+        let name = *self.record.paths.get(&identity)?;
+        let name = &self.record.names[name as usize];
+        Some(String::from_utf8_lossy(name).into_owned())
+    }
+}
+
+/// The name of a system call.
+pub fn call_name(number: i32) -> String {
+    match syscalls::Sysno::new(number as usize) {
+        Some(call) => call.name().to_owned(),
+        None => format!("system call {number}"),
+    }
+}
+
+/// Whether the span is of connect(2).
+pub fn is_connect(span: &Span) -> bool {
+    span.kind == trace::SPAN_CALL && span.number == syscalls::Sysno::connect.id()
+}
+
+/// The name of the error that a call returned.
+pub fn error_name(result: i64) -> Option<String> {
+    /// Restarted by the kernel, of include/linux/errno.h: no error that a program sees.
+    const RESTARTED: std::ops::RangeInclusive<i64> = 512..=516;
+    match -result {
+        error if RESTARTED.contains(&error) => None,
+        error @ 1..4096 => Some(match nix::errno::Errno::from_raw(error as i32) {
+            nix::errno::Errno::UnknownErrno => format!("error {error}"),
+            known => format!("{known:?}"),
+        }),
+        _ => None,
+    }
+}
+
+/// The address in a `struct sockaddr`, as a person writes it.
+pub fn peer(address: &[u8]) -> Option<String> {
+    let family = u16::from_ne_bytes(address.get(..2)?.try_into().ok()?);
+    let port = || Some(u16::from_be_bytes(address.get(2..4)?.try_into().ok()?));
+    let ip: IpAddr = match i32::from(family) {
+        libc::AF_INET => Ipv4Addr::from(<[u8; 4]>::try_from(address.get(4..8)?).ok()?).into(),
+        libc::AF_INET6 => Ipv6Addr::from(<[u8; 16]>::try_from(address.get(8..24)?).ok()?).into(),
+        libc::AF_UNIX => {
+            let path = address.get(2..)?;
+            let name = match path.strip_prefix(b"\0") {
+                Some(name) => [b"@", name].concat(),
+                None => path.split(|&byte| byte == 0).next()?.to_vec(),
+            };
+            return Some(String::from_utf8_lossy(&name).into_owned());
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port()?).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_written_as_people_do() {
+        assert_eq!(
+            peer(&[2, 0, 0x15, 0x38, 10, 0, 0, 5, 0, 0, 0, 0]).unwrap(),
+            "10.0.0.5:5432"
+        );
+        assert_eq!(peer(b"\x01\x00/run/db.sock\0").unwrap(), "/run/db.sock");
+        assert_eq!(peer(b"\x01\x00\0name").unwrap(), "@name");
+        assert_eq!(peer(&[2, 0, 1]), None);
+        assert_eq!(peer(&[16, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn errors_have_names_unless_the_kernel_restarts_the_call() {
+        assert_eq!(error_name(-2).unwrap(), "ENOENT");
+        assert_eq!(error_name(-512), None);
+        assert_eq!(error_name(3), None);
+        assert_eq!(call_name(-5), "system call -5");
+    }
+}

@@ -1,0 +1,200 @@
+//! What the probe records for a start-up profile: spans as they end, and totals at the end.
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, MapData, PerCpuHashMap, RingBuf},
+    programs::{
+        PerfEvent,
+        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+    },
+};
+use probe_ebpf::trace;
+use tokio::io::unix::AsyncFd;
+
+use super::WatchError;
+use crate::sys::{self, Shared};
+
+/// The programs of the probe that record, and the raw tracepoints they attach to.
+pub(super) const PROGRAMS: [(&str, &str); 12] = [
+    ("profile_fork", "sched_process_fork"),
+    ("profile_exec", "sched_process_exec"),
+    ("profile_end", "sched_process_exit"),
+    ("profile_enter", "sys_enter"),
+    ("profile_exit", "sys_exit"),
+    ("profile_switch", "sched_switch"),
+    ("profile_waking", "sched_waking"),
+    ("profile_contended", "contention_begin"),
+    ("profile_acquired", "contention_end"),
+    ("profile_signal", "signal_deliver"),
+    ("profile_missed", "mm_filemap_add_to_page_cache"),
+    ("profile_tcp", "inet_sock_set_state"),
+];
+
+/// The programs that are told of page faults.
+const FAULTS: [(&str, SoftwareEvent); 3] = [
+    ("profile_fault", SoftwareEvent::PageFaults),
+    ("profile_minor", SoftwareEvent::PageFaultsMin),
+    ("profile_major", SoftwareEvent::PageFaultsMaj),
+];
+
+/// The maps that only a recording needs, whose memory is taken when the probe is loaded.
+pub(super) const MAPS: [&str; 4] = ["THREADS", "CALLS", "FILES", "LOOKUPS"];
+pub(super) const SPANS: &str = "SPANS";
+
+/// Bytes of the ring of spans: a second of 500,000 calls.
+pub(super) const RING: u32 = 1 << 26;
+
+/// What the probe tells.
+#[derive(Clone, Debug)]
+pub enum Item {
+    Span(trace::Span),
+    /// With a path, or the address of a peer as a `struct sockaddr`.
+    Named(trace::Span, Vec<u8>),
+    /// A thread ended: its times and its name.
+    End(trace::Span, [u64; trace::CLASSES], String),
+}
+
+/// What the probe has counted.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Threads that have not ended, by their ids.
+    pub threads: Vec<(u32, trace::Thread)>,
+    pub calls: Vec<(trace::CallsKey, trace::CallsTotal)>,
+    pub files: Vec<(trace::FileKey, trace::FileTotal)>,
+    pub lookups: Vec<(u32, trace::LookupsTotal)>,
+    /// Spans and entries that found no room.
+    pub lost: u64,
+}
+
+/// What is recorded, as long as the [`super::Watch`] that it came with lives.
+pub struct Recording {
+    spans: AsyncFd<RingBuf<MapData>>,
+    threads: HashMap<MapData, u32, Shared<trace::Thread>>,
+    calls: PerCpuHashMap<MapData, Shared<trace::CallsKey>, Shared<trace::CallsTotal>>,
+    files: PerCpuHashMap<MapData, Shared<trace::FileKey>, Shared<trace::FileTotal>>,
+    lookups: PerCpuHashMap<MapData, u32, Shared<trace::LookupsTotal>>,
+    lost: Array<MapData, u64>,
+}
+
+impl Recording {
+    /// Attaches what records, and takes the maps of a loaded probe.
+    pub(super) fn attach(ebpf: &mut Ebpf, btf: &aya::Btf) -> Result<Self, WatchError> {
+        for (name, tracepoint) in PROGRAMS {
+            super::attach(ebpf, btf, name, tracepoint)?;
+        }
+        attach_faults(ebpf)?;
+        let mut take = |name: &'static str| ebpf.take_map(name).ok_or(WatchError::Incomplete(name));
+        let spans = RingBuf::try_from(take(SPANS)?)?;
+        Ok(Self {
+            spans: sys::readable(spans).map_err(WatchError::Wait)?,
+            threads: take("THREADS")?.try_into()?,
+            calls: take("CALLS")?.try_into()?,
+            files: take("FILES")?.try_into()?,
+            lookups: take("LOOKUPS")?.try_into()?,
+            lost: take("LOST")?.try_into()?,
+        })
+    }
+
+    /// Waits until there is something to take. Can be cancelled.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub async fn wait(&mut self) -> Result<(), WatchError> {
+        let mut guard = self.spans.readable_mut().await.map_err(WatchError::Wait)?;
+        guard.clear_ready();
+        Ok(())
+    }
+
+    /// Takes what there is.
+    pub fn drain(&mut self, mut take: impl FnMut(Item)) {
+        while let Some(bytes) = self.spans.get_mut().next() {
+            if let Some(item) = parse(&bytes) {
+                take(item);
+            }
+        }
+    }
+
+    /// What was counted until now.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn totals(&self) -> Result<Totals, WatchError> {
+        let threads = self.threads.iter().flatten();
+        let calls = self.calls.iter().flatten().map(|(key, each)| {
+            let sum = each
+                .iter()
+                .fold(trace::CallsTotal::default(), |sum, of| trace::CallsTotal {
+                    count: sum.count + of.0.count,
+                    errors: sum.errors + of.0.errors,
+                    total_ns: sum.total_ns + of.0.total_ns,
+                    on_ns: sum.on_ns + of.0.on_ns,
+                });
+            (key.0, sum)
+        });
+        let files = self.files.iter().flatten().map(|(key, each)| {
+            let sum = each
+                .iter()
+                .fold(trace::FileTotal::default(), |sum, of| trace::FileTotal {
+                    opens: sum.opens + of.0.opens,
+                    reads: sum.reads + of.0.reads,
+                    bytes_read: sum.bytes_read + of.0.bytes_read,
+                    on_ns: sum.on_ns + of.0.on_ns,
+                    disk_ns: sum.disk_ns + of.0.disk_ns,
+                    pages_missed: sum.pages_missed + of.0.pages_missed,
+                });
+            (key.0, sum)
+        });
+        let lookups = self.lookups.iter().flatten().map(|(tgid, each)| {
+            let sum = each.iter().fold(trace::LookupsTotal::default(), |sum, of| {
+                trace::LookupsTotal {
+                    count: sum.count + of.0.count,
+                    total_ns: sum.total_ns + of.0.total_ns,
+                }
+            });
+            (tgid, sum)
+        });
+        Ok(Totals {
+            threads: threads.map(|(tid, thread)| (tid, thread.0)).collect(),
+            calls: calls.collect(),
+            files: files.collect(),
+            lookups: lookups.collect(),
+            lost: self.lost.get(&0, 0)?,
+        })
+    }
+}
+
+fn attach_faults(ebpf: &mut Ebpf) -> Result<(), WatchError> {
+    let processors =
+        aya::util::online_cpus().map_err(|(_, error)| WatchError::Processors(error))?;
+    for (name, event) in FAULTS {
+        let refused = |source| WatchError::Program {
+            tracepoint: "page faults",
+            source: Box::new(source),
+        };
+        let program = ebpf.program_mut(name).ok_or(WatchError::Incomplete(name))?;
+        let program: &mut PerfEvent = program.try_into().map_err(refused)?;
+        program.load().map_err(refused)?;
+        for &cpu in &processors {
+            let everyone = PerfEventScope::AllProcessesOneCpu { cpu };
+            let every = SamplePolicy::Period(1);
+            program
+                .attach(PerfEventConfig::Software(event), everyone, every, false)
+                .map_err(refused)?;
+        }
+    }
+    Ok(())
+}
+
+fn parse(bytes: &[u8]) -> Option<Item> {
+    if let Ok(span) = bytemuck::try_pod_read_unaligned(bytes) {
+        return Some(Item::Span(span));
+    }
+    if let Ok(end) = bytemuck::try_pod_read_unaligned::<trace::EndSpan>(bytes) {
+        let name = end.name.split(|&byte| byte == 0).next().unwrap_or_default();
+        let name = String::from_utf8_lossy(name).into_owned();
+        return Some(Item::End(end.span, end.times, name));
+    }
+    let named: trace::NamedSpan = bytemuck::try_pod_read_unaligned(bytes).ok()?;
+    let name = named.name.get(..named.name_len as usize)?;
+    Some(Item::Named(named.span, name.to_vec()))
+}
