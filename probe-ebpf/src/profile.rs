@@ -61,6 +61,9 @@ const NO_CALL: i32 = -1;
 const ENOENT: i64 = -2;
 const TCP_ESTABLISHED: i32 = 1;
 
+/// Of include/linux/sched.h.
+const TASK_DEAD: u32 = 0x80;
+
 fn count_lost() {
     if let Some(count) = LOST.get_ptr_mut(0) {
         // SAFETY: points into the map; a lost increment on a race still leaves it above zero.
@@ -107,6 +110,7 @@ fn begin(tid: u32, tgid: u32, class: u32, off_ns: u64) {
         call_class: CLASS_KERNEL,
         wait_class: CLASS_OTHER,
         is_contended: 0,
+        is_ending: 0,
         call_ns: 0,
         call_on_ns: 0,
         call_off_ns: 0,
@@ -157,6 +161,8 @@ fn class_on(thread: &Thread) -> u32 {
         CLASS_FAULT
     } else if thread.number != NO_CALL {
         thread.call_class
+    } else if thread.is_ending != 0 {
+        CLASS_KERNEL
     } else {
         CLASS_USER
     }
@@ -434,7 +440,13 @@ pub fn profile_switch(ctx: BtfTracePointContext) -> i32 {
     let next: *const u8 = ctx.arg(2);
     let state: u32 = ctx.arg(3);
     let now = now();
-    if let Some(thread) = tid_of(previous as u64).and_then(known) {
+    if let Some(tid) = tid_of(previous as u64)
+        && let Some(thread) = known(tid)
+    {
+        if state & TASK_DEAD != 0 && is_preempted & 1 == 0 {
+            end(tid, thread, now);
+            return switch_to(next as u64, now);
+        }
         let waits = is_preempted & 1 == 0 && state != 0;
         let class = if waits {
             class_off(thread)
@@ -446,7 +458,11 @@ pub fn profile_switch(ctx: BtfTracePointContext) -> i32 {
         thread.off_ns = now;
         turn(thread, class, now);
     }
-    if let Some(tid) = tid_of(next as u64)
+    switch_to(next as u64, now)
+}
+
+fn switch_to(task: u64, now: u64) -> i32 {
+    if let Some(tid) = tid_of(task)
         && let Some(thread) = known(tid)
     {
         resume(tid, thread, now);
@@ -492,9 +508,10 @@ pub fn profile_waking(ctx: BtfTracePointContext) -> i32 {
     if let Some(thread) = tid_of(task as u64).and_then(known)
         && thread.woken_ns == 0
     {
-        thread.waker = match in_tree(current_tgid()) {
-            true => u64::from(current_tid()),
-            false => 0,
+        let tid = current_tid();
+        thread.waker = match known(tid) {
+            Some(_) => u64::from(tid),
+            None => 0,
         };
         thread.woken_ns = now();
     }
@@ -565,15 +582,21 @@ fn restart(thread: &mut Thread, now: u64) {
     thread.call_off_ns = 0;
 }
 
-/// A thread has ended.
+/// A thread begins to end: it gives back its memory and files, and tells those who wait for it.
 #[btf_tracepoint(function = "sched_process_exit")]
-pub fn profile_end(ctx: BtfTracePointContext) -> i32 {
-    let task: *const u8 = ctx.arg(0);
-    let Some(tid) = tid_of(task as u64) else {
-        return 0;
-    };
-    let Some(thread) = known(tid) else { return 0 };
-    let now = now();
+pub fn profile_exits(_ctx: BtfTracePointContext) -> i32 {
+    if let Some(thread) = known(current_tid()) {
+        turn(thread, CLASS_KERNEL, now());
+        thread.number = NO_CALL;
+        thread.call_class = CLASS_KERNEL;
+        thread.fault_ns = 0;
+        thread.is_ending = 1;
+    }
+    0
+}
+
+/// Tells of a thread that has left its processor for good.
+fn end(tid: u32, thread: &mut Thread, now: u64) {
     turn(thread, CLASS_KERNEL, now);
     match SPANS.reserve::<EndSpan>(0) {
         Some(mut entry) => {
@@ -587,7 +610,6 @@ pub fn profile_end(ctx: BtfTracePointContext) -> i32 {
         None => count_lost(),
     }
     let _ = THREADS.remove(tid);
-    0
 }
 
 /// A lock of the kernel is waited for.

@@ -113,6 +113,8 @@ pub struct Thread {
     pub arguments: [u64; 3],
     pub device: u32,
     pub flags: u32,
+    /// Whether it has begun to end.
+    pub is_ending: u64,
     pub inode: u64,
     /// When the page fault that it is in began; 0 if none.
     pub fault_ns: u64,

@@ -41,7 +41,6 @@ pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Sub
         end_ns: subject.end_ns.max(origin_ns),
         describer: &describer,
         texts: Texts::default(),
-        slices_joined: 0,
     };
     let threads = assembly.threads();
     let processes = processes(threads, events, &assembly);
@@ -64,7 +63,7 @@ pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Sub
         findings: vec![],
         lost: Lost {
             events: totals.lost,
-            slices_joined: assembly.slices_joined + record.left_out,
+            slices_joined: record.left_out,
             texts_cut: record.names_cut,
             ..Lost::default()
         },
@@ -72,6 +71,9 @@ pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Sub
     };
     profile.critical_path = critical::path(&profile);
     profile.findings = findings::find(&profile);
+    let threads = profile.processes.iter_mut().flat_map(|of| &mut of.threads);
+    let slices = threads.map(|thread| &mut thread.slices).collect();
+    profile.lost.slices_joined += timeline::join_shortest(slices, SLICES);
     profile
 }
 
@@ -82,7 +84,6 @@ struct Assembly<'a> {
     end_ns: u64,
     describer: &'a Describer<'a>,
     texts: Texts,
-    slices_joined: u64,
 }
 
 impl Assembly<'_> {
@@ -109,7 +110,6 @@ impl Assembly<'_> {
                 open.insert(index, state);
             }
         }
-        let limit = SLICES / self.record.threads.len().max(1);
         let mut threads: BTreeMap<u32, Vec<(Seen, Thread)>> = BTreeMap::new();
         for (index, (seen, mut parts)) in self.record.threads.iter().zip(parts).enumerate() {
             if seen.start_ns >= self.end_ns {
@@ -120,7 +120,7 @@ impl Assembly<'_> {
                 let (thread, name) = (index as u32, None);
                 parts.push(self.part(&Kept { thread, name, span }));
             }
-            let thread = self.thread(seen, &parts, state, limit);
+            let thread = self.thread(seen, &parts, state);
             threads
                 .entry(seen.tgid)
                 .or_default()
@@ -137,13 +137,7 @@ impl Assembly<'_> {
         }
     }
 
-    fn thread(
-        &mut self,
-        seen: &Seen,
-        parts: &[Part],
-        state: Option<&trace::Thread>,
-        limit: usize,
-    ) -> Thread {
+    fn thread(&mut self, seen: &Seen, parts: &[Part], state: Option<&trace::Thread>) -> Thread {
         let start_ns = seen.start_ns.max(self.origin_ns);
         let ended_ns = seen.end.as_ref().map(|end| end.0);
         let end_ns = ended_ns.map_or(self.end_ns, |end| end.min(self.end_ns));
@@ -165,7 +159,6 @@ impl Assembly<'_> {
             ),
             None => timeline::times(&slices),
         };
-        self.slices_joined += timeline::join_shortest(&mut slices, limit.max(16));
         for slice in &mut slices {
             *slice = Slice {
                 start_ns: self.since(slice.start_ns),

@@ -138,25 +138,26 @@ pub fn times(slices: &[Slice]) -> Times {
     times
 }
 
-/// Joins the shortest slices with the one before until at most `limit` are left; returns how many
-/// were joined.
-pub fn join_shortest(slices: &mut Vec<Slice>, limit: usize) -> u64 {
-    let before = slices.len();
+/// Joins the shortest slices of all threads with those before until at most `limit` are left; returns
+/// how many were joined.
+pub fn join_shortest(mut threads: Vec<&mut Vec<Slice>>, limit: usize) -> u64 {
+    let count = |threads: &[&mut Vec<Slice>]| threads.iter().map(|of| of.len()).sum::<usize>();
+    let before = count(&threads);
     let mut shortest_ns = 1000;
-    while slices.len() > limit {
-        let mut kept: Vec<Slice> = Vec::with_capacity(slices.len() / 2);
-        for slice in slices.drain(..) {
-            match kept.last_mut() {
-                Some(last) if slice.end_ns - slice.start_ns < shortest_ns => {
+    // Each thread keeps one at least.
+    while count(&threads) > limit.max(threads.len()) {
+        for slices in &mut threads {
+            slices.dedup_by(|slice, last| {
+                let is_short = slice.end_ns - slice.start_ns < shortest_ns;
+                if is_short {
                     last.end_ns = slice.end_ns;
                 }
-                _ => kept.push(slice),
-            }
+                is_short
+            });
         }
-        *slices = kept;
         shortest_ns *= 2;
     }
-    (before - slices.len()) as u64
+    (before - count(&threads)) as u64
 }
 
 #[cfg(test)]
@@ -231,7 +232,7 @@ mod tests {
             .map(|i| part(trace::SPAN_CALL, Class::Kernel, i * 100, i * 100 + 50))
             .collect();
         let mut joined = slices(&parts, 0, 100_000);
-        let count = join_shortest(&mut joined, 10);
+        let count = join_shortest(vec![&mut joined], 10);
         assert!(joined.len() <= 10 && count > 1900);
         assert_eq!(
             (joined[0].start_ns, joined.last().unwrap().end_ns),

@@ -18,7 +18,7 @@ use crate::sys::{self, Shared};
 pub(super) const PROGRAMS: [(&str, &str); 12] = [
     ("profile_fork", "sched_process_fork"),
     ("profile_exec", "sched_process_exec"),
-    ("profile_end", "sched_process_exit"),
+    ("profile_exits", "sched_process_exit"),
     ("profile_enter", "sys_enter"),
     ("profile_exit", "sys_exit"),
     ("profile_switch", "sched_switch"),

@@ -11,9 +11,6 @@ const BAR: usize = 40;
 /// Threads that are told of.
 const THREADS: usize = 12;
 
-/// Steps of the critical path that are told of, if they take a thousandth of it.
-const STEPS: usize = 60;
-
 /// The screen.
 pub fn render(profile: &Profile, shows_path: bool) -> String {
     let mut text = String::new();
@@ -140,35 +137,65 @@ fn threads(text: &mut String, profile: &Profile) {
     text.push('\n');
 }
 
+/// The critical path: long waits by themselves, and what is between them thread by thread.
 fn critical_path(text: &mut String, profile: &Profile) {
-    let _ = writeln!(text, "What the end waited for");
-    let least = profile.length_ns / 1000;
-    let is_long = |step: &&Step| step.end_ns - step.start_ns >= least;
-    let mut long: Vec<_> = profile.critical_path.iter().filter(is_long).collect();
-    long.sort_by_key(|step| std::cmp::Reverse(step.end_ns - step.start_ns));
-    long.truncate(STEPS);
-    long.sort_by_key(|step| step.start_ns);
-    let mut told_ns = 0;
-    for step in &long {
-        let time = step.end_ns - step.start_ns;
-        told_ns += time;
-        let what = step.text.and_then(|text| profile.texts.get(text as usize));
-        let line = format!(
-            "  {:>10} {:>10}  {:>7}  {:<17} {}",
-            ms(step.start_ns),
-            format!("+{}", ms(time)),
-            step.tid,
-            step.class.title(),
-            what.map_or("", String::as_str)
-        );
-        let _ = writeln!(text, "{}", line.trim_end());
+    let headings = ["AT", "FOR", "THREAD", "WHAT"];
+    let mut rows = vec![headings.map(str::to_owned)];
+    let least = profile.length_ns / 100;
+    let waits_long = |step: &Step| {
+        !step.class.is_on_cpu()
+            && step.class != Class::Runnable
+            && step.end_ns - step.start_ns >= least
+    };
+    let same = |a: &Step, b: &Step| a.tid == b.tid && !waits_long(a) && !waits_long(b);
+    for part in profile.critical_path.chunk_by(same) {
+        let (first, last) = (&part[0], &part[part.len() - 1]);
+        let length = last.end_ns - first.start_ns;
+        if length < least {
+            continue;
+        }
+        let what = first.text.and_then(|text| profile.texts.get(text as usize));
+        let what = match (waits_long(first), what) {
+            (true, Some(what)) => format!("{}: {what}", first.class.title()),
+            (true, None) => first.class.title().to_owned(),
+            (false, _) => shares(part),
+        };
+        rows.push([
+            ms(first.start_ns),
+            ms(length),
+            thread_title(profile, first),
+            what,
+        ]);
     }
-    let count = profile.critical_path.len() - long.len();
-    if count > 0 {
-        let rest = profile.length_ns.saturating_sub(told_ns);
-        let _ = writeln!(text, "  and {count} shorter steps, {} in all", ms(rest));
+    let _ = writeln!(text, "What the end waited for, in parts of 1 % and more\n");
+    let _ = writeln!(text, "{}\n", columns(rows));
+}
+
+/// The classes of steps, as shares of them.
+fn shares(steps: &[Step]) -> String {
+    let mut times = Times::default();
+    for step in steps {
+        times.add(step.class, step.end_ns - step.start_ns);
     }
-    text.push('\n');
+    let total = times.sum();
+    let mut classes: Vec<_> = Class::ALL.map(|class| (class, times.of(class))).to_vec();
+    classes.retain(|&(_, time)| time * 20 >= total.max(1));
+    classes.sort_by_key(|&(_, time)| std::cmp::Reverse(time));
+    let shares = classes.iter().map(|&(class, time)| {
+        let share = percent(time, total);
+        format!("{} {share}", class.title())
+    });
+    shares.collect::<Vec<_>>().join(", ")
+}
+
+/// The program, or the name of the thread if it has one of its own, and its id.
+fn thread_title(profile: &Profile, step: &Step) -> String {
+    let process = profile.processes.iter().find(|of| of.pid == step.pid);
+    let thread = process.and_then(|of| of.threads.iter().find(|of| of.tid == step.tid));
+    match thread {
+        Some(thread) => format!("{} {}", thread.name, step.tid),
+        None => step.tid.to_string(),
+    }
 }
 
 fn findings(text: &mut String, profile: &Profile) {
