@@ -40,6 +40,7 @@ static OFFSETS: KernelOffsets = KernelOffsets {
     folio_flags_1: 0,
     folio_mapping: 0,
     mapping_host: 0,
+    vma_file: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -108,6 +109,12 @@ fn identity_of_inode(inode: u64) -> Option<Identity> {
 
 pub fn identity_of(file: u64) -> Option<Identity> {
     identity_of_inode(read(file, offsets().file_inode)?)
+}
+
+/// The file of a `struct vm_area_struct`, if it has one.
+pub fn file_mapped_by(mapping: u64) -> Option<Identity> {
+    let file: u64 = read(mapping, offsets().vma_file)?;
+    if file == 0 { None } else { identity_of(file) }
 }
 
 /// The file that a `struct folio` is of, and how many pages it has.

@@ -132,10 +132,11 @@ pub struct KernelOffsets {
     pub folio_flags_1: u32,
     pub folio_mapping: u32,
     pub mapping_host: u32,
+    pub vma_file: u32,
 }
 
 /// The members behind [`KernelOffsets`], in its order: structure, then the path of the member.
-pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
+pub const KERNEL_MEMBERS: [(&str, &str); 30] = [
     ("task_struct", "tgid"),
     ("task_struct", "files"),
     ("task_struct", "signal"),
@@ -165,6 +166,7 @@ pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
     ("folio", "_flags_1"),
     ("folio", "mapping"),
     ("address_space", "host"),
+    ("vm_area_struct", "vm_file"),
 ];
 
 const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_MEMBERS.len());

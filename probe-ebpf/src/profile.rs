@@ -3,10 +3,15 @@
 //! A thread's state is written by the thread itself, at its system calls, page faults and switches,
 //! so that each nanosecond is counted once; only `woken_ns` and `waker` are written by another.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_perf_event_data,
-    helpers::{bpf_get_current_comm, bpf_ktime_get_ns},
+    helpers::{
+        bpf_get_current_comm, bpf_ktime_get_ns,
+        generated::{bpf_find_vma, bpf_get_current_task_btf},
+    },
     macros::{btf_tracepoint, map, perf_event},
     maps::{Array, HashMap, PerCpuHashMap, RingBuf},
     programs::{BtfTracePointContext, PerfEventContext},
@@ -15,16 +20,16 @@ use bytemuck::Zeroable as _;
 use probe_ebpf::trace::{
     CLASS_DISK, CLASS_EVENTS, CLASS_FAULT, CLASS_FILES, CLASS_KERNEL, CLASS_LOCK, CLASS_NETWORK,
     CLASS_OTHER, CLASS_PEER, CLASS_RUNNABLE, CLASS_SLEEP, CLASS_USER, CLASSES, CallsKey,
-    CallsTotal, EndSpan, FileKey, FileTotal, LookupsTotal, MAX_THREADS, NAME_LEN, NamedSpan,
-    SPAN_BEGIN, SPAN_CALL, SPAN_CONNECTED, SPAN_CUT, SPAN_END, SPAN_EXEC, SPAN_FAULT, SPAN_MAJOR,
-    SPAN_OFF, SPAN_PREEMPTED, SPAN_REGULAR, Span, Thread,
+    CallsTotal, EndSpan, FaultsKey, FaultsTotal, FileKey, FileTotal, LookupsTotal, MAX_THREADS,
+    NAME_LEN, NamedSpan, SPAN_BEGIN, SPAN_CALL, SPAN_CONNECTED, SPAN_CUT, SPAN_END, SPAN_EXEC,
+    SPAN_FAULT, SPAN_MAJOR, SPAN_OFF, SPAN_PREEMPTED, SPAN_REGULAR, Span, Thread,
 };
 
 use crate::{
     calls::{self, Names},
     kernel::{
-        AF_UNIX, Registers, current_tgid, current_tid, family_of, file_of, identity_of,
-        missed_pages, read_user_text, sock_of, tgid_of, tid_of,
+        AF_UNIX, Identity, Registers, current_tgid, current_tid, family_of, file_mapped_by,
+        file_of, identity_of, missed_pages, read_user_text, sock_of, tgid_of, tid_of,
     },
     programs::in_tree,
 };
@@ -50,6 +55,9 @@ static CALLS: PerCpuHashMap<CallsKey, CallsTotal> = PerCpuHashMap::with_max_entr
 
 #[map]
 static FILES: PerCpuHashMap<FileKey, FileTotal> = PerCpuHashMap::with_max_entries(32768, 0);
+
+#[map]
+static FAULTS: PerCpuHashMap<FaultsKey, FaultsTotal> = PerCpuHashMap::with_max_entries(16384, 0);
 
 #[map]
 static LOOKUPS: PerCpuHashMap<u32, LookupsTotal> = PerCpuHashMap::with_max_entries(4096, 0);
@@ -664,15 +672,68 @@ fn fault_is_over(flags: u32) {
     if thread.fault_ns == 0 {
         return;
     }
+    let file = mapped_file(thread.fault_address);
     let now = now();
     let mut over = span(SPAN_FAULT, current_tid(), thread, thread.fault_ns, now);
     over.class = CLASS_FAULT;
     over.flags = flags;
+    over.device = file.device;
+    over.inode = file.inode;
     over.arguments[0] = thread.fault_address;
+    add_fault(thread, file, flags, now.saturating_sub(thread.fault_ns));
     thread.fault_ns = 0;
     let class = class_on(thread);
     turn(thread, class, now);
     tell(over);
+}
+
+/// The file that is mapped at an address of the current process; none of it is 0.
+fn mapped_file(address: u64) -> Identity {
+    let mut found = Identity {
+        inode: 0,
+        device: 0,
+        mode: 0,
+    };
+    // SAFETY: the verifier checks the function and that the context outlives the call.
+    unsafe {
+        let task = bpf_get_current_task_btf();
+        bpf_find_vma(
+            task,
+            address,
+            see_mapping as *mut c_void,
+            (&raw mut found).cast(),
+            0,
+        );
+    }
+    found
+}
+
+extern "C" fn see_mapping(_task: *mut c_void, mapping: *mut c_void, found: *mut Identity) -> i64 {
+    if let Some(identity) = file_mapped_by(mapping as u64) {
+        // SAFETY: the verifier knows the pointer as the context given to `bpf_find_vma`.
+        unsafe { *found = identity };
+    }
+    0
+}
+
+fn add_fault(thread: &Thread, file: Identity, flags: u32, total_ns: u64) {
+    let key = FaultsKey {
+        tgid: thread.tgid,
+        device: file.device,
+        inode: file.inode,
+    };
+    if FAULTS.get_ptr_mut(key).is_none() {
+        let _ = FAULTS.insert(key, FaultsTotal::zeroed(), BPF_NOEXIST);
+    }
+    match FAULTS.get_ptr_mut(key) {
+        // SAFETY: points into the map, whose values are plain numbers of this processor.
+        Some(faults) => unsafe {
+            (*faults).count += 1;
+            (*faults).major += u64::from(flags & SPAN_MAJOR != 0);
+            (*faults).total_ns += total_ns;
+        },
+        None => count_lost(),
+    }
 }
 
 /// A fault that a signal tells of is over.

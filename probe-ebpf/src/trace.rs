@@ -175,6 +175,24 @@ pub struct FileTotal {
     pub pages_missed: u64,
 }
 
+/// The page faults of a process in a file, or in no file, as a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct FaultsKey {
+    pub tgid: u32,
+    pub device: u32,
+    pub inode: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct FaultsTotal {
+    pub count: u64,
+    /// Those that waited for storage.
+    pub major: u64,
+    pub total_ns: u64,
+}
+
 /// Failed look-ups of a process, the value of the map `LOOKUPS` by process id.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]

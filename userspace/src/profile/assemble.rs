@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use probe_ebpf::trace::{self, Span};
 
 use super::{
-    Calls, Class, Execution, FailedLookups, File, Lost, Milestone, MilestoneKind, Process, Profile,
-    SCHEMA, Slice, Stacks, Thread, Times, connections, critical, findings,
-    record::{Kept, Record, Seen},
+    Calls, Class, Execution, FailedLookups, Faults, File, Lost, Milestone, MilestoneKind, Process,
+    Profile, SCHEMA, Slice, Stacks, Thread, Times, connections, critical, findings,
+    record::{Identity, Kept, Record, Seen},
     texts::{self, Describer, Texts},
     timeline::{self, Part},
 };
@@ -33,7 +33,7 @@ pub struct Subject {
 /// Makes the profile. `events` are those of the whole tree, in the order of time.
 pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Subject) -> Profile {
     let origin_ns = record.origin_ns.unwrap_or(subject.end_ns);
-    let describer = Describer::new(record);
+    let describer = Describer::new(record, events);
     let mut assembly = Assembly {
         record,
         totals,
@@ -57,7 +57,7 @@ pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Sub
         files: files(totals, &describer),
         failed_lookups: failed_lookups(&assembly),
         connections: connections::find(record, origin_ns, assembly.end_ns),
-        faults: vec![],
+        faults: faults(totals, &describer),
         stacks: Stacks::default(),
         critical_path: vec![],
         findings: vec![],
@@ -344,6 +344,35 @@ fn calls(totals: &Totals) -> Vec<Calls> {
         .collect();
     calls.sort_by(|a, b| b.total_ns.cmp(&a.total_ns).then(a.name.cmp(&b.name)));
     calls
+}
+
+/// The path of a file, or which one it is.
+fn file_name(describer: &Describer<'_>, identity: Identity) -> String {
+    let (device, inode) = identity;
+    describer.path(identity).unwrap_or_else(|| {
+        // As the kernel has it: 20 bits of minor number.
+        let (major, minor) = (device >> 20, device & 0xf_ffff);
+        format!("inode {major}:{minor}:{inode}")
+    })
+}
+
+fn faults(totals: &Totals, describer: &Describer<'_>) -> Vec<Faults> {
+    let mut faults: Vec<_> = totals
+        .faults
+        .iter()
+        .map(|(key, total)| Faults {
+            pid: key.tgid as i32,
+            mapping: match key.inode {
+                0 => "[anonymous]".to_owned(),
+                inode => file_name(describer, (key.device, inode)),
+            },
+            count: total.count,
+            major: total.major,
+            total_ns: total.total_ns,
+        })
+        .collect();
+    faults.sort_by_key(|faults| std::cmp::Reverse(faults.total_ns));
+    faults
 }
 
 fn files(totals: &Totals, describer: &Describer<'_>) -> Vec<File> {

@@ -1,13 +1,16 @@
 //! What spans are about, in words: a system call with its file, peer or error.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::MetadataExt as _,
 };
 
 use probe_ebpf::trace::{self, Span};
+use procfs::process::MMapPath;
 
 use super::record::{Identity, Kept, Record};
+use crate::watch::{Event, What};
 
 /// Texts that are kept once each.
 #[derive(Debug, Default)]
@@ -33,10 +36,12 @@ pub struct Describer<'a> {
     record: &'a Record,
     /// The peers of connected sockets.
     peers: HashMap<Identity, String>,
+    /// The paths of files that the kernel itself opened: programs and their dynamic linkers.
+    executed: HashMap<Identity, String>,
 }
 
 impl<'a> Describer<'a> {
-    pub fn new(record: &'a Record) -> Self {
+    pub fn new(record: &'a Record, events: &[Event]) -> Self {
         let mut peers = HashMap::new();
         for Kept { name, span, .. } in &record.spans {
             if let (Some(name), true) = (name, is_connect(span))
@@ -45,7 +50,11 @@ impl<'a> Describer<'a> {
                 peers.insert((span.device, span.inode), peer);
             }
         }
-        Self { record, peers }
+        Self {
+            record,
+            peers,
+            executed: executed(record, events),
+        }
     }
 
     /// What a span is about; nothing if there is nothing to say.
@@ -86,10 +95,45 @@ impl<'a> Describer<'a> {
 
     /// The path of a file that was opened.
     pub fn path(&self, identity: Identity) -> Option<String> {
-        let name = *self.record.paths.get(&identity)?;
+        let Some(&name) = self.record.paths.get(&identity) else {
+            return self.executed.get(&identity).cloned();
+        };
         let name = &self.record.names[name as usize];
         Some(String::from_utf8_lossy(name).into_owned())
     }
+}
+
+/// A device number as the kernel itself has it (`MKDEV` of include/linux/kdev_t.h).
+fn kernel_device(major: u32, minor: u32) -> u32 {
+    major << 20 | minor
+}
+
+/// The programs that were executed, and what processes that are still there have mapped.
+fn executed(record: &Record, events: &[Event]) -> HashMap<Identity, String> {
+    let mut paths = HashMap::new();
+    for event in events {
+        if let What::Exec { path } = &event.what
+            && let Ok(file) = std::fs::metadata(path)
+        {
+            let device = file.dev();
+            let device = kernel_device(libc::major(device), libc::minor(device));
+            paths.insert((device, file.ino()), path.to_string_lossy().into_owned());
+        }
+    }
+    let alive = record
+        .alive()
+        .map(|(_, thread)| record.threads[thread as usize].tgid);
+    for tgid in alive.collect::<HashSet<_>>() {
+        let maps = procfs::process::Process::new(tgid as i32).and_then(|process| process.maps());
+        for map in maps.into_iter().flatten() {
+            if let MMapPath::Path(path) = map.pathname {
+                let device = kernel_device(map.dev.0 as u32, map.dev.1 as u32);
+                let path = path.to_string_lossy().into_owned();
+                paths.entry((device, map.inode)).or_insert(path);
+            }
+        }
+    }
+    paths
 }
 
 /// The name of a system call.

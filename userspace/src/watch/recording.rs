@@ -38,7 +38,7 @@ const FAULTS: [(&str, SoftwareEvent); 3] = [
 ];
 
 /// The maps that only a recording needs, whose memory is taken when the probe is loaded.
-pub(super) const MAPS: [&str; 4] = ["THREADS", "CALLS", "FILES", "LOOKUPS"];
+pub(super) const MAPS: [&str; 5] = ["THREADS", "CALLS", "FILES", "FAULTS", "LOOKUPS"];
 pub(super) const SPANS: &str = "SPANS";
 
 /// Bytes of the ring of spans: a second of 500,000 calls.
@@ -61,6 +61,7 @@ pub struct Totals {
     pub threads: Vec<(u32, trace::Thread)>,
     pub calls: Vec<(trace::CallsKey, trace::CallsTotal)>,
     pub files: Vec<(trace::FileKey, trace::FileTotal)>,
+    pub faults: Vec<(trace::FaultsKey, trace::FaultsTotal)>,
     pub lookups: Vec<(u32, trace::LookupsTotal)>,
     /// Spans and entries that found no room.
     pub lost: u64,
@@ -72,6 +73,7 @@ pub struct Recording {
     threads: HashMap<MapData, u32, Shared<trace::Thread>>,
     calls: PerCpuHashMap<MapData, Shared<trace::CallsKey>, Shared<trace::CallsTotal>>,
     files: PerCpuHashMap<MapData, Shared<trace::FileKey>, Shared<trace::FileTotal>>,
+    faults: PerCpuHashMap<MapData, Shared<trace::FaultsKey>, Shared<trace::FaultsTotal>>,
     lookups: PerCpuHashMap<MapData, u32, Shared<trace::LookupsTotal>>,
     lost: Array<MapData, u64>,
 }
@@ -90,6 +92,7 @@ impl Recording {
             threads: take("THREADS")?.try_into()?,
             calls: take("CALLS")?.try_into()?,
             files: take("FILES")?.try_into()?,
+            faults: take("FAULTS")?.try_into()?,
             lookups: take("LOOKUPS")?.try_into()?,
             lost: take("LOST")?.try_into()?,
         })
@@ -144,6 +147,16 @@ impl Recording {
                 });
             (key.0, sum)
         });
+        let faults = self.faults.iter().flatten().map(|(key, each)| {
+            let sum = each.iter().fold(trace::FaultsTotal::default(), |sum, of| {
+                trace::FaultsTotal {
+                    count: sum.count + of.0.count,
+                    major: sum.major + of.0.major,
+                    total_ns: sum.total_ns + of.0.total_ns,
+                }
+            });
+            (key.0, sum)
+        });
         let lookups = self.lookups.iter().flatten().map(|(tgid, each)| {
             let sum = each.iter().fold(trace::LookupsTotal::default(), |sum, of| {
                 trace::LookupsTotal {
@@ -157,6 +170,7 @@ impl Recording {
             threads: threads.map(|(tid, thread)| (tid, thread.0)).collect(),
             calls: calls.collect(),
             files: files.collect(),
+            faults: faults.collect(),
             lookups: lookups.collect(),
             lost: self.lost.get(&0, 0)?,
         })
