@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 
 use super::seconds;
-use crate::{listener::Wanted, target::Target, watch::CapturePoint};
+use crate::{listener::Wanted, restore::MemoryMode, target::Target, watch::CapturePoint};
 
 #[derive(Debug, Args)]
 pub struct Profile {
@@ -30,14 +30,34 @@ pub struct Profile {
     /// Show what the end of the start-up waited for, step by step
     #[arg(long)]
     pub critical_path: bool,
+    /// Start it as often; the run of median length is shown, json has all of them
+    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
     /// Run the server as this user (name or number)
     #[arg(long)]
     pub user: Option<String>,
     /// Go on running the server
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["runs", "restore"])]
     pub leave_running: bool,
+    /// Instead of a command: restore this image, by its name or the beginning of its digest, and
+    /// record until the first response, of its first listener if there is no --url [default: the newest]
+    #[arg(long, value_name = "IMAGE", num_args = 0..=1, require_equals = true)]
+    #[arg(conflicts_with_all = ["at", "listener", "user"])]
+    pub restore: Option<Option<String>>,
+    /// How the memory of the image comes back, as of `warmimg restore`
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "HOW",
+        requires = "restore"
+    )]
+    #[arg(hide_possible_values = true)]
+    pub memory: MemoryMode,
     /// The server and its arguments
-    #[arg(required = true, last = true, value_name = "COMMAND")]
+    #[arg(required_unless_present = "restore", conflicts_with = "restore")]
+    #[arg(last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,
 }
 

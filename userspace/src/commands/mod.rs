@@ -47,7 +47,7 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
         Command::Verify(arguments) => images::verify(global, arguments, report),
         Command::Rm(arguments) => images::rm(global, arguments, report),
         Command::Bench(arguments) => bench::run(global, arguments, report).await,
-        Command::Profile(arguments) => profile::run(arguments, report).await,
+        Command::Profile(arguments) => profile::run(global, arguments, report).await,
         Command::Doctor => doctor::run(global, report).await,
         Command::Completions(arguments) => documents::completions(arguments),
         Command::Man(arguments) => documents::man(arguments),

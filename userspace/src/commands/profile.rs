@@ -2,29 +2,35 @@
 
 use std::fs;
 
-use super::supervise::{Signals, supervise};
+use super::{
+    open_store,
+    supervise::{Signals, supervise},
+};
 use crate::{
-    capture::{How, Options},
+    capture::{CaptureError, How, Options},
     cli,
+    criu::Program,
     error::Error,
-    host, profile,
+    host,
+    profile::{self, Profile, Profiled, Recorder, Subject},
     report::Report,
     requirements,
+    restore::{self, RestoreError},
     spawn::Command,
+    target::Target,
+    tree::HostPid,
+    watch::{CapturePoint, Watch},
 };
 
-pub async fn run(arguments: &cli::Profile, report: &Report) -> Result<u8, Error> {
+pub async fn run(
+    global: &cli::Global,
+    arguments: &cli::Profile,
+    report: &Report,
+) -> Result<u8, Error> {
     requirements::check(host::capabilities(), host::is_initial_pid_namespace())?;
-    let options = Options {
-        command: Command::resolve(&arguments.words, arguments.user.as_deref())?,
-        point: arguments.at,
-        limit: arguments.timeout,
-        name: String::new(),
-        how: How {
-            listener: arguments.listener.clone(),
-            ..How::default()
-        },
-        leave_running: arguments.leave_running,
+    let subject = match &arguments.restore {
+        Some(image) => What::Image(image.as_deref()),
+        None => What::Command(Box::new(options(arguments)?)),
     };
     // Opened before anything runs, so that no profile is lost to a wrong path.
     let mut file = match &arguments.output {
@@ -35,20 +41,106 @@ pub async fn run(arguments: &cli::Profile, report: &Report) -> Result<u8, Error>
         })?),
     };
     let mut signals = Signals::catch()?;
-    let progress = report.progress();
-    let asked = arguments.url.as_ref();
-    let profiled = profile::profile(&options, asked, signals.ended(), |step| {
-        progress.show(&step);
-    })
-    .await;
-    progress.clear();
-    let profiled = profiled?;
-    report.profile(&profiled.profile, arguments, file.as_mut())?;
-    match profiled.running {
+    let (mut profiles, mut running) = (vec![], None);
+    for _ in 0..arguments.runs {
+        let profiled = match &subject {
+            What::Command(options) => {
+                let progress = report.progress();
+                let asked = arguments.url.as_ref();
+                let profiled = profile::profile(options, asked, signals.ended(), |step| {
+                    progress.show(&step);
+                })
+                .await;
+                progress.clear();
+                profiled?
+            }
+            What::Image(image) => Profiled {
+                profile: restored(global, arguments, *image, &mut signals).await?,
+                running: None,
+            },
+        };
+        profiles.push(profiled.profile);
+        running = profiled.running;
+    }
+    report.profiles(&profiles, arguments, file.as_mut())?;
+    match running {
         None => Ok(0),
         Some((mut sandbox, mut output)) => {
             output.forward();
             Ok(supervise(&mut sandbox, Some(&mut output), &mut signals).await?)
         }
     }
+}
+
+enum What<'a> {
+    Command(Box<Options>),
+    Image(Option<&'a str>),
+}
+
+fn options(arguments: &cli::Profile) -> Result<Options, Error> {
+    Ok(Options {
+        command: Command::resolve(&arguments.words, arguments.user.as_deref())?,
+        point: arguments.at,
+        limit: arguments.timeout,
+        name: String::new(),
+        how: How {
+            listener: arguments.listener.clone(),
+            ..How::default()
+        },
+        leave_running: arguments.leave_running,
+    })
+}
+
+/// Restores an image and asks it once. All is recorded from the begin of the restore on: what warmimg
+/// itself does, CRIU, and the server.
+async fn restored(
+    global: &cli::Global,
+    arguments: &cli::Profile,
+    image: Option<&str>,
+    signals: &mut Signals,
+) -> Result<Profile, Error> {
+    let criu = Program::find(global.criu.as_deref())?;
+    let store = open_store(global)?;
+    let image = store.find(image)?;
+    let options = restore::Options {
+        memory: arguments.memory,
+        ..restore::Options::default()
+    };
+    let watch = Watch::attach_recording(None, None).map_err(CaptureError::Watch)?;
+    let (mut watch, recording) = watch;
+    let mut recorder = Recorder::new(recording);
+    let recorded = async {
+        let own = HostPid(std::process::id() as i32);
+        recorder.begin().map_err(CaptureError::Watch)?;
+        watch.follow(own).map_err(CaptureError::Watch)?;
+        let restoring = restore::restore(&store, &criu, &image, &options);
+        let restored = recorder.during(restoring).await;
+        let restored = restored.map_err(CaptureError::Watch)??;
+        let restored_ns = host::Clocks::now().monotonic_ns;
+        let working_directory = &image.manifest.command.working_directory;
+        let listener = restored.record.listeners.first();
+        let target = match (&arguments.url, listener) {
+            (Some(url), _) => url.clone(),
+            (None, Some(listener)) => Target::of_listener(listener, working_directory),
+            (None, None) => return Err(Error::NothingToAsk),
+        };
+        let limit = arguments.timeout;
+        let response_ns = profile::first_response(&mut recorder, &target, limit).await?;
+        let subject = Subject {
+            command: image.manifest.command.words.clone(),
+            point: CapturePoint::Checkpoint,
+            end_ns: response_ns,
+            restored_ns: Some(restored_ns),
+            response_ns: Some(response_ns),
+        };
+        let profile = recorder.finish(subject).map_err(CaptureError::Watch)?;
+        Ok((profile, restored))
+    };
+    let (profile, restored) = tokio::select! {
+        recorded = recorded => recorded?,
+        () = signals.ended() => return Err(RestoreError::Interrupted.into()),
+    };
+    drop(restored);
+    drop(watch);
+    Ok(profile)
 }

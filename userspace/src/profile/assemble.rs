@@ -11,7 +11,11 @@ use super::{
     texts::{self, Describer, Texts},
     timeline::{self, Part},
 };
-use crate::watch::{CapturePoint, Event, What, recording::Totals};
+use crate::{
+    host::Clocks,
+    store::now_ms,
+    watch::{CapturePoint, Event, What, recording::Totals},
+};
 
 /// Slices of all threads together that are kept.
 const SLICES: usize = 200_000;
@@ -22,10 +26,11 @@ const EXAMPLES: usize = 20;
 /// What a profile is of.
 pub struct Subject {
     pub command: Vec<String>,
-    pub started_ms: u64,
     pub point: CapturePoint,
     /// The end of the recording, in the clock of the record.
     pub end_ns: u64,
+    /// When a restored server was back, if it is one.
+    pub restored_ns: Option<u64>,
     /// When the first response was complete, if it was waited for.
     pub response_ns: Option<u64>,
 }
@@ -48,7 +53,7 @@ pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Sub
     let mut profile = Profile {
         schema: SCHEMA,
         command: subject.command,
-        started_ms: subject.started_ms,
+        started_ms: started_ms(origin_ns),
         point: subject.point,
         length_ns: assembly.end_ns - origin_ns,
         milestones,
@@ -75,6 +80,12 @@ pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Sub
     let slices = threads.map(|thread| &mut thread.slices).collect();
     profile.lost.slices_joined += timeline::join_shortest(slices, SLICES);
     profile
+}
+
+/// A moment of the clock of the record, in milliseconds since 1970.
+fn started_ms(origin_ns: u64) -> u64 {
+    let ago = Clocks::now().monotonic_ns.saturating_sub(origin_ns);
+    now_ms().saturating_sub(ago / 1_000_000)
 }
 
 struct Assembly<'a> {
@@ -319,13 +330,21 @@ fn milestones(events: &[Event], subject: &Subject, assembly: &Assembly<'_>) -> V
         })
     };
     let ready = first(MilestoneKind::Ready);
-    let response = subject.response_ns.map(|at| Milestone {
-        at_ns: assembly.since(at),
-        pid: ready.as_ref().map_or(0, |ready| ready.pid),
-        kind: MilestoneKind::Response,
-        listener: None,
-    });
-    let milestones = [first(MilestoneKind::Listen), ready, response];
+    let pid = ready.as_ref().map_or(0, |ready| ready.pid);
+    let told = |at: Option<u64>, kind: MilestoneKind| {
+        at.map(|at| Milestone {
+            at_ns: assembly.since(at),
+            pid,
+            kind,
+            listener: None,
+        })
+    };
+    let milestones = [
+        first(MilestoneKind::Listen),
+        told(subject.restored_ns, MilestoneKind::Restored),
+        ready,
+        told(subject.response_ns, MilestoneKind::Response),
+    ];
     milestones.into_iter().flatten().collect()
 }
 

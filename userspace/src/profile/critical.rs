@@ -131,7 +131,7 @@ impl<'a> Threads<'a> {
     /// run.
     fn last(&self, profile: &Profile) -> Option<Place<'a>> {
         let ready = profile.milestones.iter().rev();
-        let ready = ready.filter(|milestone| milestone.kind != MilestoneKind::Listen);
+        let ready = ready.filter(|of| of.kind != MilestoneKind::Listen && of.pid != 0);
         let pid = ready.map(|milestone| milestone.pid).next();
         let all = || self.by_tid.values().flatten().copied();
         let of_process = all().filter(|place| Some(place.process.pid) == pid);

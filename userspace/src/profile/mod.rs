@@ -18,7 +18,7 @@ mod timeline;
 pub use assemble::{Subject, assemble};
 pub use class::{Class, Times};
 pub use recorder::Recorder;
-pub use run::{Profiled, profile};
+pub use run::{Profiled, first_response, profile};
 use serde::{Deserialize, Serialize};
 
 use crate::{listener::Listener, watch::CapturePoint};
@@ -70,6 +70,8 @@ pub struct Milestone {
 pub enum MilestoneKind {
     /// A socket first listened.
     Listen,
+    /// A restored server was back.
+    Restored,
     /// A process first waited for a connection.
     Ready,
     /// The first response was complete.

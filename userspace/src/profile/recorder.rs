@@ -1,7 +1,10 @@
 //! Records a start-up while it goes on.
 
 use super::{Profile, Subject, assemble, record::Record};
-use crate::watch::{Event, Recording, WatchError};
+use crate::{
+    host::Clocks,
+    watch::{Event, Recording, WatchError},
+};
 
 /// What is recorded of a tree; see [`Recording`] for how long.
 pub struct Recorder {
@@ -16,6 +19,30 @@ impl Recorder {
             recording,
             record: Record::default(),
             events: vec![],
+        }
+    }
+
+    /// Records from now on, and not from the first execution of a program.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn begin(&mut self) -> Result<(), WatchError> {
+        self.recording.begin()?;
+        self.record.origin_ns = Some(Clocks::now().monotonic_ns);
+        Ok(())
+    }
+
+    /// Waits for something else, and takes what is recorded meanwhile.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub async fn during<T>(&mut self, other: impl Future<Output = T>) -> Result<T, WatchError> {
+        tokio::pin!(other);
+        loop {
+            tokio::select! {
+                outcome = &mut other => return Ok(outcome),
+                recorded = self.turn() => recorded?,
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     fs,
     os::fd::AsFd as _,
     path::PathBuf,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use super::{Profile, Recorder, Subject};
@@ -81,29 +81,28 @@ pub async fn profile(
         };
         let subject = Subject {
             command: options.command.words(),
-            started_ms: 0,
             point: options.point,
             end_ns: response_ns.unwrap_or(start_up.stop_ns),
+            restored_ns: None,
             response_ns,
         };
         let profile = recorder.finish(subject)?;
         Ok::<_, CaptureError>(profile)
     };
-    let mut profile = tokio::select! {
+    let profile = tokio::select! {
         recorded = recorded => recorded?,
         () = interrupted => return Err(CaptureError::Interrupted),
     };
     drop(watch);
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    profile.started_ms = (now.as_millis() as u64).saturating_sub(profile.length_ns / 1_000_000);
     let running = options.leave_running.then_some((sandbox, output));
     Ok(Profiled { profile, running })
 }
 
 /// Asks until there is a response; returns when it was complete, in the clock of the record.
-async fn first_response(
+///
+/// # Errors
+/// [`CaptureError::NoResponse`] or [`CaptureError::Watch`].
+pub async fn first_response(
     recorder: &mut Recorder,
     target: &Target,
     limit: Duration,
@@ -114,23 +113,13 @@ async fn first_response(
         source,
     };
     let mut client = Client::new(target).map_err(|error| no_response(Some(error)))?;
-    let answer = async {
-        let asked = client.ask_when_listening(Instant::now());
-        tokio::pin!(asked);
-        loop {
-            tokio::select! {
-                answer = &mut asked => return Ok(answer),
-                recorded = recorder.turn() => recorded?,
-            }
-        }
-    };
-    match tokio::time::timeout(limit, answer).await {
-        Ok(Ok(Ok(answer))) => {
+    let asked = client.ask_when_listening(Instant::now());
+    match recorder.during(tokio::time::timeout(limit, asked)).await? {
+        Ok(Ok(answer)) => {
             let ago = answer.end.elapsed().as_nanos() as u64;
             Ok(Clocks::now().monotonic_ns.saturating_sub(ago))
         }
-        Ok(Ok(Err(error))) => Err(no_response(Some(error))),
-        Ok(Err(error)) => Err(error),
+        Ok(Err(error)) => Err(no_response(Some(error))),
         Err(_) => Err(no_response(client.last_error.take())),
     }
 }

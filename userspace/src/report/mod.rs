@@ -188,14 +188,19 @@ impl Report {
         out.print()
     }
 
-    /// A profile, as it was asked for, to a file if there is one.
-    pub fn profile(
+    /// Profiles of the same, as it was asked for, to a file if there is one.
+    pub fn profiles(
         &self,
-        profile: &Profile,
+        profiles: &[Profile],
         asked: &cli::Profile,
         file: Option<&mut File>,
     ) -> Result<(), Error> {
-        let text = profile::human::render(profile, asked.critical_path);
+        let mut by_length: Vec<_> = profiles.iter().collect();
+        by_length.sort_by_key(|profile| profile.length_ns);
+        let Some(median) = by_length.get(by_length.len() / 2) else {
+            return Ok(());
+        };
+        let text = profile::human::render(median, asked.critical_path);
         match (file, &asked.output) {
             (Some(file), Some(path)) => {
                 file.write_all(text.as_bytes())

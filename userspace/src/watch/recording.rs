@@ -76,6 +76,7 @@ pub struct Recording {
     faults: PerCpuHashMap<MapData, Shared<trace::FaultsKey>, Shared<trace::FaultsTotal>>,
     lookups: PerCpuHashMap<MapData, u32, Shared<trace::LookupsTotal>>,
     lost: Array<MapData, u64>,
+    executed: Array<MapData, u32>,
 }
 
 impl Recording {
@@ -95,7 +96,16 @@ impl Recording {
             faults: take("FAULTS")?.try_into()?,
             lookups: take("LOOKUPS")?.try_into()?,
             lost: take("LOST")?.try_into()?,
+            executed: take("EXECUTED")?.try_into()?,
         })
+    }
+
+    /// Records from now on, and not from the first execution of a program.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn begin(&mut self) -> Result<(), WatchError> {
+        Ok(self.executed.set(0, 1, 0)?)
     }
 
     /// Waits until there is something to take. Can be cancelled.

@@ -39,6 +39,7 @@ fn head(text: &mut String, profile: &Profile) {
     for milestone in &profile.milestones {
         let what = match milestone.kind {
             MilestoneKind::Listen => "listens",
+            MilestoneKind::Restored => "restored",
             MilestoneKind::Ready => "ready",
             MilestoneKind::Response => "first response",
         };
