@@ -24,6 +24,7 @@ use crate::{
     listener::{Listener, Wanted},
     obstacle::Obstacle,
     output::Output,
+    profile::{Profile, Recorder, Subject},
     spawn::{Command, Descriptors, Fresh, Place, Plan, Sandbox, SpawnError},
     store::{Capture, CommandInfo, Image, Store, StoreError},
     tree::{Connection, HostPid, Top},
@@ -169,6 +170,8 @@ pub struct Options {
     pub how: How,
     /// Go on running the captured tree.
     pub leave_running: bool,
+    /// Record a profile of the start-up.
+    pub profiled: bool,
 }
 
 impl Options {
@@ -208,6 +211,8 @@ pub struct Captured {
     pub forked_after_listen: bool,
     /// The server, if it was left running.
     pub running: Option<(Sandbox, Output)>,
+    /// Of the start-up until the server was ready or at the capture point, if it was to be recorded.
+    pub profile: Option<Profile>,
 }
 
 /// Starts a command, and makes an image of it at the capture point.
@@ -254,12 +259,36 @@ pub async fn capture(
 
     progress(Progress::Attaching);
     let stop_at = Some(options.point).filter(|_| !options.runs_on());
-    let mut watch = Watch::attach(stop_at, options.how.listener.as_ref())?;
+    let listener = options.how.listener.as_ref();
+    let (mut watch, mut recorder) = match options.profiled {
+        false => (Watch::attach(stop_at, listener)?, None),
+        true => {
+            let (watch, recording) = Watch::attach_recording(stop_at, listener)?;
+            (watch, Some(Recorder::new(recording)))
+        }
+    };
+    let mut profile = None;
     let mut start_up = StartUp::new(options);
     let reached = async {
         start_up
-            .run(&mut sandbox, &mut watch, &mut output, None, &mut progress)
+            .run(
+                &mut sandbox,
+                &mut watch,
+                &mut output,
+                recorder.as_mut(),
+                &mut progress,
+            )
             .await?;
+        if let Some(recorder) = recorder.take() {
+            let subject = Subject {
+                command: options.command.words(),
+                point: options.point,
+                end_ns: start_up.stop_ns,
+                restored_ns: None,
+                response_ns: None,
+            };
+            profile = Some(recorder.finish(subject)?);
+        }
         let dropped_events = watch.dropped()?;
         if options.runs_on() {
             // The events to come would be those of the requests.
@@ -344,5 +373,6 @@ pub async fn capture(
         image,
         forked_after_listen: start_up.forked_after_listen,
         running,
+        profile,
     })
 }

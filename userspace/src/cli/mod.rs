@@ -159,6 +159,9 @@ pub struct Capture {
     /// Go on running the server once its image is made
     #[arg(long)]
     pub leave_running: bool,
+    /// Write a profile of the start-up to this file, as `warmimg profile -o` does
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// The server and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,

@@ -1,6 +1,10 @@
 //! The arguments of `warmimg profile`.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 
@@ -21,9 +25,9 @@ pub struct Profile {
     /// How long the server may take to get there, and to answer, in seconds
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Duration,
-    /// How to show the profile
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
-    pub format: Format,
+    /// How to show the profile [default: by the name of the file, else human]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<Format>,
     /// Write it to this file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -62,9 +66,20 @@ pub struct Profile {
 }
 
 /// How a profile is shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// A screen for people
-    #[default]
     Human,
+    /// JSON Lines
+    Json,
+}
+
+impl Format {
+    /// The format that a file's name ends with.
+    pub fn of(path: &Path) -> Self {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("json" | "jsonl" | "ndjson") => Self::Json,
+            _ => Self::Human,
+        }
+    }
 }

@@ -165,6 +165,7 @@ async fn capture_all(
             name: point.to_string(),
             how: how.clone().at(point),
             leave_running: false,
+            profiled: false,
         };
         let progress = report.progress();
         let captured = capture::capture(store, criu, &options, &mut interrupted, |step| {

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::ValueEnum as _;
 
 use super::{
-    auto, prepare, rehearse,
+    auto, prepare, profile, rehearse,
     supervise::{Signals, supervise},
 };
 use crate::{
@@ -32,7 +32,8 @@ pub async fn run(
     let (store, criu) = prepare(global)?;
     let (point, points) = match arguments.at {
         At::Point(point) => (point, vec![point]),
-        At::Auto if arguments.leave_running => return Err(Error::AutoLeaveRunning),
+        At::Auto if arguments.leave_running => return Err(Error::AutoOnce("--leave-running")),
+        At::Auto if arguments.profile.is_some() => return Err(Error::AutoOnce("--profile")),
         At::Auto if arguments.how.connections.tcp_established => {
             return Err(Error::EstablishedAgain("--at auto"));
         }
@@ -45,7 +46,13 @@ pub async fn run(
         name,
         how: arguments.how.checked(&points)?,
         leave_running: arguments.leave_running,
+        profiled: arguments.profile.is_some(),
     };
+    let mut file = arguments
+        .profile
+        .as_deref()
+        .map(profile::create)
+        .transpose()?;
     let mut signals = Signals::catch()?;
     if arguments.at == At::Auto {
         let image = auto::capture_best(&store, &criu, &options, &mut signals, report).await?;
@@ -63,6 +70,11 @@ pub async fn run(
         let asked = (&options.how.warmups[..], options.limit);
         let image = captured.image;
         captured.image = rehearse::after_warm(&store, &criu, image, asked, signals.ended()).await?;
+    }
+    if let (Some(profile), Some(path), Some(file)) =
+        (&captured.profile, &arguments.profile, &mut file)
+    {
+        report.profile_to(profile, path, file)?;
     }
     report.captured(&captured.image, &global.store)?;
     match captured.running {

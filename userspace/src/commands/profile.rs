@@ -1,6 +1,6 @@
 //! `warmimg profile`
 
-use std::fs;
+use std::{fs, path::Path};
 
 use super::{
     open_store,
@@ -33,13 +33,7 @@ pub async fn run(
         None => What::Command(Box::new(options(arguments)?)),
     };
     // Opened before anything runs, so that no profile is lost to a wrong path.
-    let mut file = match &arguments.output {
-        None => None,
-        Some(path) => Some(fs::File::create(path).map_err(|source| Error::Export {
-            path: path.clone(),
-            source,
-        })?),
-    };
+    let mut file = arguments.output.as_deref().map(create).transpose()?;
     let mut signals = Signals::catch()?;
     let (mut profiles, mut running) = (vec![], None);
     for _ in 0..arguments.runs {
@@ -72,6 +66,14 @@ pub async fn run(
     }
 }
 
+/// Makes the file that a profile goes to.
+pub fn create(path: &Path) -> Result<fs::File, Error> {
+    fs::File::create(path).map_err(|source| Error::Export {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 enum What<'a> {
     Command(Box<Options>),
     Image(Option<&'a str>),
@@ -88,6 +90,7 @@ fn options(arguments: &cli::Profile) -> Result<Options, Error> {
             ..How::default()
         },
         leave_running: arguments.leave_running,
+        profiled: true,
     })
 }
 

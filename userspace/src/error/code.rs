@@ -82,7 +82,7 @@ impl Error {
             | Self::RehearsalConnected
             | Self::WarmupWithoutPoint
             | Self::HookWithoutPoint
-            | Self::AutoLeaveRunning
+            | Self::AutoOnce(_)
             | Self::CountOnOnePort
             | Self::Supervisor(_)
             | Self::EstablishedAgain(_)

@@ -131,7 +131,7 @@ impl Error {
                  `warmimg ps` lists the instances that have a network"
                     .into()
             }
-            Self::AutoLeaveRunning => "restore the image when it is made".into(),
+            Self::AutoOnce(_) => "restore the image when it is made".into(),
             Self::HookWithoutPoint => {
                 "at every other point the tree stands still before the server can be told anything"
                     .into()

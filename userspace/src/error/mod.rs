@@ -64,8 +64,8 @@ pub enum Error {
     RehearsalConnected,
     #[error("--warmup has no meaning without --at warm")]
     WarmupWithoutPoint,
-    #[error("--leave-running has no meaning with --at auto, which starts the server several times")]
-    AutoLeaveRunning,
+    #[error("{0} has no meaning with --at auto, which starts the server several times")]
+    AutoOnce(&'static str),
     #[error("--tcp-established is for a single restore, and {0} restores again and again")]
     EstablishedAgain(&'static str),
     #[error("the process has the instance {0} below it")]

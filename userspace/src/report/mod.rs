@@ -27,7 +27,7 @@ pub use self::{
 use crate::{
     bench::{choice::Reason, statistics::Estimate},
     cgroup::State as LimitState,
-    cli::{self, DEFAULT_STORE, STORE_VARIABLE},
+    cli::{self, DEFAULT_STORE, Format, STORE_VARIABLE},
     doctor::{Finding, Severity},
     error::Error,
     instance::{Instance, State, describe_status},
@@ -195,22 +195,30 @@ impl Report {
         asked: &cli::Profile,
         file: Option<&mut File>,
     ) -> Result<(), Error> {
-        let mut by_length: Vec<_> = profiles.iter().collect();
-        by_length.sort_by_key(|profile| profile.length_ns);
-        let Some(median) = by_length.get(by_length.len() / 2) else {
-            return Ok(());
-        };
-        let text = profile::human::render(median, asked.critical_path);
         match (file, &asked.output) {
             (Some(file), Some(path)) => {
-                file.write_all(text.as_bytes())
-                    .map_err(|source| Error::Export {
-                        path: path.clone(),
-                        source,
-                    })
+                let format = asked.format.unwrap_or_else(|| Format::of(path));
+                profile::write(profiles, format, asked.critical_path, file).map_err(exported(path))
             }
-            _ => Lines(text).print(),
+            _ => {
+                let default = if self.json {
+                    Format::Json
+                } else {
+                    Format::Human
+                };
+                let format = asked.format.unwrap_or(default);
+                let mut text = vec![];
+                profile::write(profiles, format, asked.critical_path, &mut text)
+                    .map_err(Error::Output)?;
+                print(&text)
+            }
         }
+    }
+
+    /// The profile of a capture.
+    pub fn profile_to(&self, profile: &Profile, path: &Path, file: &mut File) -> Result<(), Error> {
+        let profiles = std::slice::from_ref(profile);
+        profile::write(profiles, Format::of(path), true, file).map_err(exported(path))
     }
 
     /// Instances with their memory, which those that have ended do not have.
@@ -439,16 +447,23 @@ impl Lines {
     }
 
     fn print(&self) -> Result<(), Error> {
-        let mut stdout = io::stdout().lock();
-        match stdout
-            .write_all(self.0.as_bytes())
-            .and_then(|()| stdout.flush())
-        {
-            // As with any filter: whoever closed the pipe has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(Error::Output),
-        }
+        print(self.0.as_bytes())
     }
+}
+
+fn print(text: &[u8]) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        // As with any filter: whoever closed the pipe has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(Error::Output),
+    }
+}
+
+/// What failed to be written there.
+fn exported(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Export { path, source }
 }
 
 /// Prints rows in columns, the first row being the headings.
