@@ -2,8 +2,9 @@
 
 use crate::support::Workspace;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "bench",
+    "profile",
     "capture",
     "restore",
     "ps",
