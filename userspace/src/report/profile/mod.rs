@@ -1,6 +1,7 @@
 //! What a [`Profile`](crate::profile::Profile) is given out as. Nothing is found out here: all is
 //! in the profile.
 
+mod diff;
 pub mod folded;
 pub mod json;
 pub mod perfetto;
