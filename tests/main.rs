@@ -7,6 +7,7 @@ mod bench;
 mod checkpoint;
 mod documents;
 mod errors;
+mod exports;
 mod gate;
 mod hard;
 mod hooks;

@@ -326,6 +326,12 @@ pub fn fixture(path: &str) -> String {
         .to_string()
 }
 
+/// A file of the tests.
+pub fn source(path: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
+    folder.join(path).display().to_string()
+}
+
 /// A file that set-up prepared for the test servers.
 pub fn prepared(path: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/servers");

@@ -47,6 +47,10 @@ const SERVERS: [&str; 19] = [
 /// What the tests' Node servers use. Each is in a folder of its own in target/servers.
 const NODE_PACKAGES: [(&str, &str); 2] = [("express", "4.21.2"), ("redis", "5.9.0")];
 
+/// What the tests read exported traces with, in a folder of its own in target/servers: Perfetto's
+/// description of its format, and the library that it is written for.
+const PYTHON_PACKAGES: [&str; 2] = ["perfetto==0.59.1", "protobuf==7.36.2"];
+
 /// Installs what building needs and, for the tests, the servers.
 pub fn set_up(runner: &Runner, tests: bool) -> Result<()> {
     c_compiler(runner)?;
@@ -161,7 +165,31 @@ fn servers(runner: &Runner) -> Result<()> {
     for (package, version) in NODE_PACKAGES {
         node_package(runner, package, version)?;
     }
-    Ok(())
+    python_packages(runner)
+}
+
+fn python_packages(runner: &Runner) -> Result<()> {
+    let folder = runner.root.join("target/servers/perfetto");
+    // What pip leaves of each package that it has installed.
+    let is_there = |package: &str| {
+        let name = package.replace("==", "-");
+        folder.join(format!("{name}.dist-info")).is_dir()
+    };
+    if PYTHON_PACKAGES.iter().all(|package| is_there(package)) {
+        return Ok(());
+    }
+    if runner
+        .look("python3", &["-m", "pip", "--version"])
+        .is_none()
+    {
+        runner.say("installing pip, for what the tests read traces with");
+        apt_install(runner, &["python3-pip"])?;
+    }
+    runner.say("fetching Perfetto's description of its format for the tests");
+    let mut install = Command::new("python3");
+    install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]);
+    install.args(["--disable-pip-version-check", "--target"]);
+    runner.run(install.arg(&folder).args(PYTHON_PACKAGES))
 }
 
 fn node_package(runner: &Runner, package: &str, version: &str) -> Result<()> {

@@ -6,13 +6,22 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::seconds;
-use crate::{listener::Wanted, restore::MemoryMode, target::Target, watch::CapturePoint};
+use crate::{
+    listener::Wanted,
+    report::{Folded, Form},
+    restore::MemoryMode,
+    target::Target,
+    watch::CapturePoint,
+};
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Profile {
+    #[command(subcommand)]
+    pub command: Option<ProfileCommand>,
     /// Where the start-up ends
     #[arg(long, value_enum, default_value_t, value_name = "POINT")]
     pub at: CapturePoint,
@@ -28,9 +37,13 @@ pub struct Profile {
     /// How to show the profile [default: by the name of the file, else human]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub format: Option<Format>,
-    /// Write it to this file instead of standard output
+    /// Write it to this file instead of standard output; the name tells the format: .html, .pftrace,
+    /// .folded, .json, or anything else for people
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Which stacks --format folded gives
+    #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
+    pub stacks: Folded,
     /// Show what the end of the start-up waited for, step by step
     #[arg(long)]
     pub critical_path: bool,
@@ -65,20 +78,58 @@ pub struct Profile {
     pub words: Vec<OsString>,
 }
 
+/// What else to do with profiles.
+#[derive(Debug, Subcommand)]
+pub enum ProfileCommand {
+    /// Show what has changed between two profiles, or two sets of them
+    ///
+    /// Profiles are files of `warmimg profile --format json`; with several runs in each (--runs), the
+    /// noise is known, and only what is beyond it counts as changed.
+    Diff(ProfileDiff),
+}
+
+#[derive(Debug, Args)]
+pub struct ProfileDiff {
+    /// The profile before
+    pub before: PathBuf,
+    /// The profile after
+    pub after: PathBuf,
+}
+
 /// How a profile is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// A screen for people
     Human,
-    /// JSON Lines
+    /// A page that stands by itself: time line, flame graphs, tables
+    Html,
+    /// A trace for the user interface of Perfetto
+    Perfetto,
+    /// Stacks as lines, for flamegraph.pl, inferno, speedscope; see --stacks
+    Folded,
+    /// JSON Lines, of all runs
     Json,
 }
 
 impl Format {
+    /// As the report takes it.
+    pub fn form(self, shows_path: bool, stacks: Folded) -> Form {
+        match self {
+            Self::Human => Form::Human { shows_path },
+            Self::Html => Form::Html,
+            Self::Perfetto => Form::Perfetto,
+            Self::Folded => Form::Folded(stacks),
+            Self::Json => Form::Json,
+        }
+    }
+
     /// The format that a file's name ends with.
     pub fn of(path: &Path) -> Self {
         match path.extension().and_then(|extension| extension.to_str()) {
+            Some("html" | "htm") => Self::Html,
             Some("json" | "jsonl" | "ndjson") => Self::Json,
+            Some("pftrace" | "perfetto-trace" | "perfetto") => Self::Perfetto,
+            Some("folded") => Self::Folded,
             _ => Self::Human,
         }
     }

@@ -1,6 +1,6 @@
 //! `warmimg profile`
 
-use std::{fs, path::Path};
+use std::{fs, io::BufReader, path::Path};
 
 use super::{
     open_store,
@@ -12,8 +12,8 @@ use crate::{
     criu::Program,
     error::Error,
     host,
-    profile::{self, Profile, Profiled, Recorder, Subject},
-    report::Report,
+    profile::{self, Profile, Profiled, Recorder, Subject, diff},
+    report::{Report, profile::json},
     requirements,
     restore::{self, RestoreError},
     spawn::Command,
@@ -27,6 +27,11 @@ pub async fn run(
     arguments: &cli::Profile,
     report: &Report,
 ) -> Result<u8, Error> {
+    if let Some(cli::ProfileCommand::Diff(arguments)) = &arguments.command {
+        let (before, after) = (read(&arguments.before)?, read(&arguments.after)?);
+        report.profiles_compared(&diff::compare(&before, &after))?;
+        return Ok(0);
+    }
     requirements::check(host::capabilities(), host::is_initial_pid_namespace())?;
     let subject = match &arguments.restore {
         Some(image) => What::Image(image.as_deref()),
@@ -69,6 +74,18 @@ pub async fn run(
 /// Makes the file that a profile goes to.
 pub fn create(path: &Path) -> Result<fs::File, Error> {
     fs::File::create(path).map_err(|source| Error::Export {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The profiles of a file.
+fn read(path: &Path) -> Result<Vec<Profile>, Error> {
+    let file = fs::File::open(path).map_err(|source| Error::Import {
+        path: path.to_owned(),
+        source,
+    })?;
+    json::read_all(BufReader::new(file)).map_err(|source| Error::NoProfile {
         path: path.to_owned(),
         source,
     })

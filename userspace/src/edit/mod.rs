@@ -10,7 +10,7 @@ mod memory;
 mod process;
 mod rewind;
 mod timers;
-mod wire;
+pub(crate) mod wire;
 
 use std::{
     collections::BTreeSet,

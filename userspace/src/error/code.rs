@@ -160,6 +160,7 @@ impl Error {
                 RestoreError::Unmappable(_) => ExitCode::Unfit,
                 _ => ExitCode::Failure,
             },
+            Self::Import { .. } | Self::NoProfile { .. } => ExitCode::Usage,
             Self::Instance(_) | Self::Runtime(_) | Self::Output(_) | Self::Export { .. } => {
                 ExitCode::Failure
             }

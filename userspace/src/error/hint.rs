@@ -38,6 +38,7 @@ impl Error {
             Self::Program(error) => program_hint(error),
             Self::Store(error) | Self::Restore(RestoreError::Store(error)) => store_hint(error)?,
             Self::Instance(error) => instance_hint(error)?,
+            Self::NoProfile { source, .. } => source.hint()?.into(),
             Self::Capture(error) => capture_hint(error)?,
             Self::Restore(RestoreError::PortTaken { .. }) => {
                 "stop that process (`warmimg ps` lists instances, `warmimg stop` ends them), or \

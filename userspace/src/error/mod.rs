@@ -12,6 +12,7 @@ use crate::{
     cgroup::CgroupError,
     criu::{CriuError, ProgramError},
     instance::InstanceError,
+    report::profile::json::ReadError,
     requirements::RequirementError,
     restore::RestoreError,
     spawn::CommandError,
@@ -48,6 +49,10 @@ pub enum Error {
     Gate(#[from] GateError),
     #[error("cannot write {}", .path.display())]
     Export { path: PathBuf, source: io::Error },
+    #[error("cannot read {}", .path.display())]
+    Import { path: PathBuf, source: io::Error },
+    #[error("{} holds no profile", .path.display())]
+    NoProfile { path: PathBuf, source: ReadError },
     #[error("{} holds the results to compare with, and would be overwritten", .0.display())]
     Overwrite(PathBuf),
     #[error("{option} is for {url} without meaning")]

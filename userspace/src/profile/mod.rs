@@ -8,6 +8,7 @@ mod assemble;
 mod class;
 mod connections;
 mod critical;
+pub mod diff;
 mod findings;
 pub mod record;
 mod recorder;

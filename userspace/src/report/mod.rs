@@ -21,6 +21,7 @@ use self::images::{image_json, without_environment};
 use self::units::{Age, Bytes, Milliseconds};
 pub use self::{
     bench::{Exports, factor, markdown, svg},
+    profile::{Folded, Form},
     progress::ProgressLine,
     restored::{FirstByte, NoByte},
 };
@@ -195,21 +196,20 @@ impl Report {
         asked: &cli::Profile,
         file: Option<&mut File>,
     ) -> Result<(), Error> {
+        let default = match (&asked.output, self.json) {
+            (Some(path), _) => Format::of(path),
+            (None, true) => Format::Json,
+            (None, false) => Format::Human,
+        };
+        let format = asked.format.unwrap_or(default);
+        let form = format.form(asked.critical_path, asked.stacks);
         match (file, &asked.output) {
             (Some(file), Some(path)) => {
-                let format = asked.format.unwrap_or_else(|| Format::of(path));
-                profile::write(profiles, format, asked.critical_path, file).map_err(exported(path))
+                profile::write(profiles, form, file).map_err(exported(path))
             }
             _ => {
-                let default = if self.json {
-                    Format::Json
-                } else {
-                    Format::Human
-                };
-                let format = asked.format.unwrap_or(default);
                 let mut text = vec![];
-                profile::write(profiles, format, asked.critical_path, &mut text)
-                    .map_err(Error::Output)?;
+                profile::write(profiles, form, &mut text).map_err(Error::Output)?;
                 print(&text)
             }
         }
@@ -217,8 +217,8 @@ impl Report {
 
     /// The profile of a capture.
     pub fn profile_to(&self, profile: &Profile, path: &Path, file: &mut File) -> Result<(), Error> {
-        let profiles = std::slice::from_ref(profile);
-        profile::write(profiles, Format::of(path), true, file).map_err(exported(path))
+        let form = Format::of(path).form(true, Folded::default());
+        profile::write(std::slice::from_ref(profile), form, file).map_err(exported(path))
     }
 
     /// Instances with their memory, which those that have ended do not have.
