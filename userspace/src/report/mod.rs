@@ -2,6 +2,7 @@
 
 mod bench;
 mod images;
+pub mod profile;
 mod progress;
 mod restored;
 mod units;

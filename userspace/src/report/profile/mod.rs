@@ -1,0 +1,3 @@
+//! Shows start-up profiles.
+
+pub mod html;
