@@ -168,6 +168,13 @@ fn flame_graphs_zoom_and_follow_the_time_line() {
         browser.wait_for("!document.getElementById('range-line').hidden");
         let part = browser.wait_for_change(note, &all);
         assert!(part.contains(" from "), "{part}");
+        // The same by a key: what is shown, until it is let go of.
+        browser.eval("document.querySelector('#rows').focus()");
+        browser.press("Escape");
+        browser.wait_for_change(note, &part);
+        browser.press("w");
+        browser.press("r");
+        let part = browser.wait_for_change(note, &all);
         browser.click("input[value=off]", [0.5, 0.5]);
         let waits = browser.wait_for_change(note, &part);
         assert!(waits.contains("waiting"), "{waits}");

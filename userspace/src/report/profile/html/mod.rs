@@ -12,7 +12,11 @@ use crate::profile::{Class, Profile};
 const PAGE: &str = include_str!("page.html");
 
 /// In the order of the page; each may use those above it.
-const STYLES: [&str; 2] = [include_str!("style.css"), include_str!("charts.css")];
+const STYLES: [&str; 3] = [
+    include_str!("style.css"),
+    include_str!("sections.css"),
+    include_str!("charts.css"),
+];
 
 /// In the order in which they run. Together they are one function, so that they share their names
 /// with one another and with nothing else.
@@ -87,4 +91,70 @@ fn fill(page: &str, parts: &[(&str, String)]) -> String {
         };
     }
     filled + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        profile::{Lost, SCHEMA, Stacks},
+        watch::CapturePoint,
+    };
+
+    /// A profile whose command is all that it has.
+    fn profile(command: &str) -> Profile {
+        Profile {
+            schema: SCHEMA,
+            command: vec![command.to_owned()],
+            started_ms: 0,
+            point: CapturePoint::Ready,
+            length_ns: 0,
+            milestones: Vec::new(),
+            processes: Vec::new(),
+            calls: Vec::new(),
+            files: Vec::new(),
+            failed_lookups: Vec::new(),
+            connections: Vec::new(),
+            faults: Vec::new(),
+            stacks: Stacks::default(),
+            critical_path: Vec::new(),
+            findings: Vec::new(),
+            texts: Vec::new(),
+            lost: Lost::default(),
+        }
+    }
+
+    #[test]
+    fn no_text_of_a_profile_is_html_or_a_mark() {
+        let ends = |page: &str| page.matches("</script").count();
+        let plain = render(&profile("server"));
+        let nasty = render(&profile("</script><img src=x> {{nonce}} {{style}} <!--"));
+        assert_eq!(ends(&plain), 2);
+        assert_eq!(ends(&nasty), 2);
+        assert!(!nasty.contains("<img"));
+        assert!(nasty.contains("\\u003cimg src=x> {{nonce}} {{style}} \\u003c!--"));
+    }
+
+    #[test]
+    fn the_data_are_the_profile_again() {
+        let profile = profile("</script>");
+        let page = render(&profile);
+        let (_, rest) = page.split_once("id=\"data\">").unwrap();
+        let (data, _) = rest.split_once("</script>").unwrap();
+        let data: serde_json::Value = serde_json::from_str(data).unwrap();
+        assert_eq!(data["profile"], json!(profile));
+        assert_eq!(data["classes"].as_array().unwrap().len(), Class::COUNT);
+    }
+
+    #[test]
+    fn every_mark_is_filled_and_each_class_has_a_colour() {
+        let page = render(&profile("server"));
+        assert!(!page.contains("{{"), "a mark is left");
+        for class in Class::ALL {
+            let id = json!(class);
+            let id = id.as_str().unwrap();
+            assert!(page.contains(&format!("--class-{id}: light-dark(")), "{id}");
+            assert!(page.contains(&format!(".class-{id} {{")), "{id}");
+        }
+    }
 }

@@ -7,18 +7,29 @@ const stackedBar = (times, of, isTall = false) => {
   const all = sumOf(times);
   // The classes that run come first, so that they can be compared along a column of bars.
   const parts = [...times.keys()].filter((number) => times[number] > 0);
-  const spoken = [...parts].sort((a, b) => times[b] - times[a]).slice(0, 5).map((number) => `${classes[number].title} ${percent(times[number], all)}`);
-  const bar = el("div", { class: isTall ? "bar tall" : "bar", role: "img", "aria-label": `${of}: ${spoken.join(", ") || "no time"}` });
+  const spoken = [...parts]
+    .sort((a, b) => times[b] - times[a])
+    .slice(0, 5)
+    .map((number) => `${classes[number].title} ${percent(times[number], all)}`);
+  const bar = el("div", {
+    class: isTall ? "bar tall" : "bar",
+    role: "img",
+    "aria-label": `${of}: ${spoken.join(", ") || "no time"}`,
+  });
   for (const number of parts) {
     const share = times[number] / all;
     const lines = [classes[number].title, `${duration(times[number])}, ${percent(times[number], all)}`, of];
     bar.append(
-      el("span", {
-        class: `part class-${classes[number].id}`,
-        "data-class": classes[number].id,
-        style: { "flex-grow": String(share) },
-        on: { pointermove: (event) => showTip(event.clientX, event.clientY, lines), pointerleave: hideTip },
-      }, isTall && share > 0.09 ? el("b", {}, classes[number].title) : null),
+      el(
+        "span",
+        {
+          class: `part class-${classes[number].id}`,
+          "data-class": classes[number].id,
+          style: { "flex-grow": String(share) },
+          on: { pointermove: (event) => showTip(event.clientX, event.clientY, lines), pointerleave: hideTip },
+        },
+        isTall && share > 0.09 ? el("b", {}, classes[number].title) : null,
+      ),
     );
   }
   return bar;
@@ -29,7 +40,12 @@ for (const step of path) pathTimes[step.number] += step.end - step.start;
 
 const hasPath = path.length > 0;
 /** What the main bar shows. */
-const mainTimes = hasPath ? pathTimes : threads.reduce((sum, thread) => sum.map((time, number) => time + thread.times[number]), new Float64Array(CLASSES));
+const mainTimes = hasPath
+  ? pathTimes
+  : threads.reduce(
+      (sum, thread) => sum.map((time, number) => time + thread.times[number]),
+      new Float64Array(CLASSES),
+    );
 
 byId("times-note").textContent = hasPath
   ? "The critical path: at each moment, what the end of the start-up waited for, in whichever thread that was."
@@ -56,21 +72,47 @@ const letStandOut = (number) => {
   for (const number of order) {
     if (elsewhere[number] === 0 && mainTimes[number] === 0) continue;
     byId("legend").append(
-      el("li", {},
-        el("button", { type: "button", "aria-pressed": "false", "data-class": classes[number].id, class: mainTimes[number] > 0 ? "" : "zero", on: { click: () => letStandOut(number) } },
-          swatch(number), el("span", { class: "name" }, classes[number].title),
-          el("span", { class: "value" }, mainTimes[number] > 0 ? duration(mainTimes[number]) : "not on the path"),
-          el("span", { class: "share" }, mainTimes[number] > 0 ? percent(mainTimes[number], all) : ""))),
+      el(
+        "li",
+        {},
+        el(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": "false",
+            "data-class": classes[number].id,
+            class: mainTimes[number] > 0 ? "" : "zero",
+            on: { click: () => letStandOut(number) },
+          },
+          swatch(number),
+          el("span", { class: "name" }, classes[number].title),
+          el(
+            "span",
+            { class: "value" },
+            mainTimes[number] > 0 ? duration(mainTimes[number]) : "not on the path",
+          ),
+          el("span", { class: "share" }, mainTimes[number] > 0 ? percent(mainTimes[number], all) : ""),
+        ),
+      ),
     );
   }
 }
 
 const barRow = (kind, name, number, times, start, end, of, opener = null) =>
-  el("div", { class: `bar-row ${kind}` },
-    el("div", { class: "bar-name" }, opener, el("span", { class: "name", title: name }, name), el("span", { class: "note" }, String(number))),
+  el(
+    "div",
+    { class: `bar-row ${kind}` },
+    el(
+      "div",
+      { class: "bar-name" },
+      opener,
+      el("span", { class: "name", title: name }, name),
+      el("span", { class: "note" }, String(number)),
+    ),
     stackedBar(times, of),
     el("div", { class: "bar-value", title: "on a processor" }, duration(runTime(times))),
-    el("div", { class: "bar-value note", title: "how long it was there" }, duration(end - start)));
+    el("div", { class: "bar-value note", title: "how long it was there" }, duration(end - start)),
+  );
 
 const processBars = (process) => {
   const box = el("div", {});
@@ -79,12 +121,27 @@ const processBars = (process) => {
   const inner = el("div", { hidden: true });
   const opener = isMany
     ? el("button", {
-        type: "button", class: "plain fold", "aria-expanded": "false", "aria-label": `Threads of ${processTitle(process)}`,
+        type: "button",
+        class: "plain fold",
+        "aria-expanded": "false",
+        "aria-label": `Threads of ${processTitle(process)}`,
         on: {
           click: () => {
             if (inner.childElementCount === 0) {
               const busiest = [...process.threads].sort((a, b) => runTime(b.times) - runTime(a.times));
-              inner.append(...busiest.map((thread) => barRow("of-thread", thread.name, thread.tid, thread.times, thread.start, thread.end, `Thread ${threadTitle(thread)}`)));
+              inner.append(
+                ...busiest.map((thread) =>
+                  barRow(
+                    "of-thread",
+                    thread.name,
+                    thread.tid,
+                    thread.times,
+                    thread.start,
+                    thread.end,
+                    `Thread ${threadTitle(thread)}`,
+                  ),
+                ),
+              );
             }
             inner.hidden = !inner.hidden;
             opener.setAttribute("aria-expanded", String(!inner.hidden));
@@ -92,7 +149,19 @@ const processBars = (process) => {
         },
       })
     : el("span", { class: "fold" });
-  box.append(barRow("of-process", process.name, process.pid, process.times, process.start_ns, end, `Process ${processTitle(process)}`, opener), inner);
+  box.append(
+    barRow(
+      "of-process",
+      process.name,
+      process.pid,
+      process.times,
+      process.start_ns,
+      end,
+      `Process ${processTitle(process)}`,
+      opener,
+    ),
+    inner,
+  );
   return box;
 };
 
@@ -100,11 +169,24 @@ const processBars = (process) => {
   const box = byId("thread-bars");
   const busiest = [...processes].sort((a, b) => runTime(b.times) - runTime(a.times));
   const FIRST = 8;
-  box.append(el("div", { class: "bar-row bar-head", "aria-hidden": "true" }, el("div", {}, "process"), el("div", {}), el("div", { class: "bar-value" }, "on CPU"), el("div", { class: "bar-value" }, "lived")));
+  box.append(
+    el(
+      "div",
+      { class: "bar-row bar-head", "aria-hidden": "true" },
+      el("div", {}, "process"),
+      el("div", {}),
+      el("div", { class: "bar-value" }, "on CPU"),
+      el("div", { class: "bar-value" }, "lived"),
+    ),
+  );
   box.append(...busiest.slice(0, FIRST).map(processBars));
   // A start-up by shell scripts has hundreds.
   if (busiest.length > FIRST) {
-    const more = el("button", { type: "button", on: { click: () => more.replaceWith(...busiest.slice(FIRST).map(processBars)) } }, `Show ${plural(busiest.length - FIRST, "more process", "more processes")}`);
+    const more = el(
+      "button",
+      { type: "button", on: { click: () => more.replaceWith(...busiest.slice(FIRST).map(processBars)) } },
+      `Show ${plural(busiest.length - FIRST, "more process", "more processes")}`,
+    );
     box.append(more);
   }
 }

@@ -49,13 +49,13 @@ const widthOf = (context, text) => {
 
 /** As much of a text as there is room for; nothing if that would be no help. */
 const fitted = (context, text, room) => {
-  if (room < 16) return "";
+  if (room < 12) return "";
   // Far longer than any room: its end needs no measuring.
   if (text.length > 400) text = `${text.slice(0, 399)}…`;
   const width = widthOf(context, text);
   if (width <= room) return text;
   const kept = Math.floor((text.length * (room - 9)) / width);
-  return kept < 2 ? "" : `${text.slice(0, kept)}…`;
+  return kept < 5 ? "" : `${text.slice(0, kept)}…`;
 };
 
 /** Where a pointer is on an element. */

@@ -8,7 +8,7 @@ const RUNNABLE = classNumber.get("runnable");
 
 /** Never 0, so that it can be divided by. */
 const LENGTH = Math.max(1, profile.length_ns);
-const textOf = (number) => (number < 0 ? "" : profile.texts[number] ?? "");
+const textOf = (number) => (number < 0 ? "" : (profile.texts[number] ?? ""));
 
 const processes = [];
 const threads = [];

@@ -31,14 +31,18 @@ const afterTyping = (action) => {
 };
 
 /** Whether a key pressed in `element` is typed into it. */
-const isTyping = (element) => Boolean(element.closest?.("input:not([type=checkbox]):not([type=radio]), select, textarea"));
+const isTyping = (element) =>
+  Boolean(element.closest?.("input:not([type=checkbox]):not([type=radio]), select, textarea"));
 
 // One tooltip for all: what is shown is also in the details, so that no pointer is needed.
 const tooltip = byId("tooltip");
 
 /** Shows lines beside the pointer; the first is the heading. */
 const showTip = (x, y, [heading, ...lines]) => {
-  tooltip.replaceChildren(el("strong", {}, heading), ...lines.filter(Boolean).map((line) => el("div", {}, line)));
+  tooltip.replaceChildren(
+    el("strong", {}, heading),
+    ...lines.filter(Boolean).map((line) => el("div", {}, line)),
+  );
   tooltip.hidden = false;
   const { width, height } = tooltip.getBoundingClientRect();
   const [roomX, roomY] = [document.documentElement.clientWidth, document.documentElement.clientHeight];

@@ -15,7 +15,9 @@ const calleesOfRoot = calleesOf[stackNodes.length];
 calleesOfRoot.push(UNKNOWN);
 
 const frameOf = (node) =>
-  node === UNKNOWN ? { function: "(stack not known)", module: null, source: null, is_kernel: false } : stackFrames[stackNodes[node].frame];
+  node === UNKNOWN
+    ? { function: "(stack not known)", module: null, source: null, is_kernel: false }
+    : stackFrames[stackNodes[node].frame];
 
 /**
  * Sums samples: `own` is the time in a node itself, `total` that with all it called. Each node
@@ -47,7 +49,9 @@ const weigh = ({ onCpu, tids, range }) => {
 
 /** The callees of a node that have time, the heaviest first. */
 const heaviest = (weights, node) =>
-  (node === UNKNOWN ? [] : node === ROOT ? calleesOfRoot : calleesOf[node]).filter((callee) => weights.total[callee] > 0).sort((a, b) => weights.total[b] - weights.total[a] || a - b);
+  (node === UNKNOWN ? [] : node === ROOT ? calleesOfRoot : calleesOf[node])
+    .filter((callee) => weights.total[callee] > 0)
+    .sort((a, b) => weights.total[b] - weights.total[a] || a - b);
 
 /** From the outermost function to a node. */
 const lineage = (node) => {
@@ -64,7 +68,9 @@ const layFlames = (weights, zoomed, least) => {
   const boxes = [];
   const line = lineage(zoomed);
   boxes.push({ node: ROOT, depth: 0, left: 0, width: 1, isAbove: zoomed !== ROOT });
-  line.forEach((node, depth) => boxes.push({ node, depth: depth + 1, left: 0, width: 1, isAbove: node !== zoomed }));
+  line.forEach((node, depth) =>
+    boxes.push({ node, depth: depth + 1, left: 0, width: 1, isAbove: node !== zoomed }),
+  );
   const whole = zoomed === ROOT ? weights.all : weights.total[zoomed];
   const open = [{ node: zoomed, depth: line.length, left: 0 }];
   while (open.length > 0) {
@@ -100,5 +106,7 @@ const byFunction = (weights) => {
     entered[frame] += 1;
     open.push({ node, leaves: true }, ...calleesOf[node].map((callee) => ({ node: callee, leaves: false })));
   }
-  return stackFrames.map((frame, at) => ({ frame, own: own[at], total: total[at] })).filter((row) => row.total > 0);
+  return stackFrames
+    .map((frame, at) => ({ frame, own: own[at], total: total[at] }))
+    .filter((row) => row.total > 0);
 };

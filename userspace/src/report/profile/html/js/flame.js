@@ -11,7 +11,12 @@ const moduleColour = (module) => {
   return colours.frames[hash % colours.frames.length];
 };
 
-const colourOf = (frame) => (frame.is_kernel ? colours["frame-kernel"] : frame.module ? moduleColour(frame.module) : colours["frame-unknown"]);
+const colourOf = (frame) =>
+  frame.is_kernel
+    ? colours["frame-kernel"]
+    : frame.module
+      ? moduleColour(frame.module)
+      : colours["frame-unknown"];
 
 const matchesFlame = (node) => {
   if (flame.words.length === 0) return true;
@@ -52,13 +57,20 @@ const flameSurface = drawn(flameCanvas, (context, width) => {
   if (chosen && (flame.at !== ROOT || document.activeElement === flameCanvas)) {
     context.strokeStyle = colours.accent;
     context.lineWidth = 2;
-    context.strokeRect(chosen.left * width + 1, chosen.depth * FLAME_ROW + 2, Math.max(2, chosen.width * width - 2), FLAME_ROW - 3);
+    context.strokeRect(
+      chosen.left * width + 1,
+      chosen.depth * FLAME_ROW + 2,
+      Math.max(2, chosen.width * width - 2),
+      FLAME_ROW - 3,
+    );
   }
 });
 
 const boxAt = ({ x, y }) => {
   const share = x / flameCanvas.clientWidth;
-  return flame.byPlace[Math.floor((y - 1) / FLAME_ROW)]?.find((box) => share >= box.left && share < box.left + Math.max(box.width, 0.5 / flameCanvas.clientWidth));
+  return flame.byPlace[Math.floor((y - 1) / FLAME_ROW)]?.find(
+    (box) => share >= box.left && share < box.left + Math.max(box.width, 0.5 / flameCanvas.clientWidth),
+  );
 };
 
 const linesOf = (node) => {
@@ -76,7 +88,10 @@ const linesOf = (node) => {
 
 const chooseFrame = (node) => {
   flame.at = node;
-  byId("flame-current").textContent = node === ROOT ? "Press a function to zoom to it; wider is longer." : linesOf(node).filter(Boolean).join(" · ");
+  byId("flame-current").textContent =
+    node === ROOT
+      ? "Press a function to zoom to it; wider is longer."
+      : linesOf(node).filter(Boolean).join(" · ");
   flameSurface.redraw();
 };
 
@@ -107,7 +122,8 @@ const sayFlameMatches = () => {
 const chosenTids = () => {
   const [kind, number] = byId("flame-of").value.split(":");
   if (kind === "thread") return new Set([Number(number)]);
-  if (kind === "process") return new Set(processByPid.get(Number(number)).threads.map((thread) => thread.tid));
+  if (kind === "process")
+    return new Set(processByPid.get(Number(number)).threads.map((thread) => thread.tid));
   return null;
 };
 
@@ -119,7 +135,9 @@ const weighFlames = () => {
   const isEmpty = count === 0;
   byId("flame-frame").hidden = isEmpty;
   const what = flame.onCpu ? "on processors" : "waiting";
-  const where = range ? `from ${moment(range.start, range.end - range.start)} to ${moment(range.end, range.end - range.start)}` : "in the whole recording";
+  const where = range
+    ? `from ${moment(range.start, range.end - range.start)} to ${moment(range.end, range.end - range.start)}`
+    : "in the whole recording";
   byId("flame-note").textContent = isEmpty
     ? `No samples of threads ${what} ${where}.`
     : `${duration(all)} ${what} ${where}, in ${plural(count, "sample")}. ${range ? "" : "Select a range in the time line to see that part only."}`;
@@ -137,7 +155,12 @@ const weighFlames = () => {
     const some = process.threads.filter((thread) => sampled.has(thread.tid));
     if (some.length === 0) continue;
     choice.append(el("option", { value: `process:${process.pid}` }, processTitle(process)));
-    if (process.threads.length > 1) choice.append(...some.map((thread) => el("option", { value: `thread:${thread.tid}` }, `\u2003${threadTitle(thread)}`)));
+    if (process.threads.length > 1)
+      choice.append(
+        ...some.map((thread) =>
+          el("option", { value: `thread:${thread.tid}` }, `\u2003${threadTitle(thread)}`),
+        ),
+      );
   }
   choice.addEventListener("change", weighFlames);
 }
@@ -150,10 +173,13 @@ for (const radio of document.querySelectorAll("input[name=cpu]")) {
   });
 }
 
-byId("flame-search").addEventListener("input", afterTyping(() => {
-  flame.words = byId("flame-search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  sayFlameMatches();
-}));
+byId("flame-search").addEventListener(
+  "input",
+  afterTyping(() => {
+    flame.words = byId("flame-search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    sayFlameMatches();
+  }),
+);
 byId("flame-reset").addEventListener("click", () => zoomFlames(ROOT));
 flameCanvas.addEventListener("click", (event) => {
   const box = boxAt(placeOn(flameCanvas, event));
@@ -176,7 +202,9 @@ const walkFlames = (key) => {
   if (key === "ArrowUp") return chooseFrame(parent);
   if (key === "ArrowDown") return chooseFrame(heaviest(weights, at)[0] ?? at);
   const beside = at === ROOT ? [ROOT] : heaviest(weights, parent);
-  return chooseFrame(beside[clamp(beside.indexOf(at) + (key === "ArrowRight" ? 1 : -1), 0, beside.length - 1)]);
+  return chooseFrame(
+    beside[clamp(beside.indexOf(at) + (key === "ArrowRight" ? 1 : -1), 0, beside.length - 1)],
+  );
 };
 
 flameCanvas.addEventListener("keydown", (event) => {
@@ -189,7 +217,12 @@ flameCanvas.addEventListener("keydown", (event) => {
   event.stopPropagation();
   const box = flame.boxes.find((one) => one.node === flame.at);
   const frame = byId("flame-frame");
-  if (box && (box.depth * FLAME_ROW < frame.scrollTop || (box.depth + 1) * FLAME_ROW > frame.scrollTop + frame.clientHeight)) frame.scrollTop = box.depth * FLAME_ROW - frame.clientHeight / 2;
+  if (
+    box &&
+    (box.depth * FLAME_ROW < frame.scrollTop ||
+      (box.depth + 1) * FLAME_ROW > frame.scrollTop + frame.clientHeight)
+  )
+    frame.scrollTop = box.depth * FLAME_ROW - frame.clientHeight / 2;
 });
 
 weighFlames();

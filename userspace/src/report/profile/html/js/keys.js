@@ -17,7 +17,17 @@ const KEYS = [
 ];
 
 const keysDialog = byId("keys");
-byId("key-list").append(el("table", { class: "keys" }, el("tbody", {}, KEYS.map(([keys, does]) => el("tr", {}, el("th", { scope: "row" }, keys), el("td", {}, does))))));
+byId("key-list").append(
+  el(
+    "table",
+    { class: "keys" },
+    el(
+      "tbody",
+      {},
+      KEYS.map(([keys, does]) => el("tr", {}, el("th", { scope: "row" }, keys), el("td", {}, does))),
+    ),
+  ),
+);
 const showKeys = () => (keysDialog.open ? keysDialog.close() : keysDialog.showModal());
 byId("help").addEventListener("click", showKeys);
 byId("keys-close").addEventListener("click", () => keysDialog.close());
@@ -81,7 +91,9 @@ document.addEventListener("keydown", (event) => {
   }
   const hasFocus = event.target === rowsCanvas || event.target === overview;
   const key = event.key.length === 1 && event.key !== "N" ? event.key.toLowerCase() : event.key;
-  const does = (hasFocus ? focusedKeys[key] : undefined) ?? (hasFocus || isInSight(tlBody) ? timeLineKeys[key] : undefined);
+  const does =
+    (hasFocus ? focusedKeys[key] : undefined) ??
+    (hasFocus || isInSight(tlBody) ? timeLineKeys[key] : undefined);
   if (!does) return;
   event.preventDefault();
   does();

@@ -11,7 +11,8 @@ const overviewSurface = drawn(overview, (context, width, height) => {
   const { parts } = overviewParts;
   const busyOf = (part) => {
     let busy = 0;
-    for (let number = 0; number < CLASSES; number += 1) if (isTall(number)) busy += parts[part * CLASSES + number];
+    for (let number = 0; number < CLASSES; number += 1)
+      if (isTall(number)) busy += parts[part * CLASSES + number];
     return busy;
   };
   let most = 0;
@@ -62,7 +63,9 @@ overview.addEventListener("pointerdown", (event) => {
 overview.addEventListener("pointermove", (event) => {
   const { x } = placeOn(overview, event);
   if (!brush) {
-    overview.style.cursor = { start: "ew-resize", end: "ew-resize", window: "grab", new: "crosshair" }[grip(x)];
+    overview.style.cursor = { start: "ew-resize", end: "ew-resize", window: "grab", new: "crosshair" }[
+      grip(x)
+    ];
     return;
   }
   const time = clamp(x / overview.clientWidth, 0, 1) * LENGTH;

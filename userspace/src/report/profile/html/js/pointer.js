@@ -41,7 +41,11 @@ const wakerText = (tid, time) => {
 const tipOf = ({ row, thread, at, step }) => {
   if (step) {
     const title = textOf(step.text) || classes[step.number].title;
-    return [title, `${classes[step.number].title}, ${duration(step.end - step.start)}`, `critical path, in ${threadTitle(step.thread)}`];
+    return [
+      title,
+      `${classes[step.number].title}, ${duration(step.end - step.start)}`,
+      `critical path, in ${threadTitle(step.thread)}`,
+    ];
   }
   if (thread) {
     const { starts, ends, classes: numbers, wakers, process } = thread;
@@ -55,7 +59,12 @@ const tipOf = ({ row, thread, at, step }) => {
   }
   if (row?.kind === "process") {
     const { process } = row;
-    return [processTitle(process), plural(process.threads.length, "thread"), `on a processor for ${duration(runTime(process.times))}`, ...process.executions.slice(0, 4).map((one) => `${moment(one.at_ns, LENGTH)} exec ${one.path}`)];
+    return [
+      processTitle(process),
+      plural(process.threads.length, "thread"),
+      `on a processor for ${duration(runTime(process.times))}`,
+      ...process.executions.slice(0, 4).map((one) => `${moment(one.at_ns, LENGTH)} exec ${one.path}`),
+    ];
   }
   return null;
 };
@@ -89,7 +98,14 @@ const press = (canvas) => (event) => {
     drag = null;
     return;
   }
-  drag = { ...place, isRange: event.shiftKey || canvas === axisCanvas, start: state.start, end: state.end, scroll: tlBody.scrollTop, moved: false };
+  drag = {
+    ...place,
+    isRange: event.shiftKey || canvas === axisCanvas,
+    start: state.start,
+    end: state.end,
+    scroll: tlBody.scrollTop,
+    moved: false,
+  };
 };
 
 const dragTo = (canvas, place) => {
@@ -176,7 +192,11 @@ rowsCanvas.addEventListener("dblclick", (event) => {
 // What the keys do with the selected slice.
 
 const zoomToSelected = () => {
-  if (state.selected) showAround(state.selected.thread.starts[state.selected.at], state.selected.thread.ends[state.selected.at]);
+  if (state.selected)
+    showAround(
+      state.selected.thread.starts[state.selected.at],
+      state.selected.thread.ends[state.selected.at],
+    );
   else if (state.range) showAround(state.range.start, state.range.end, 0.02);
 };
 
@@ -190,7 +210,13 @@ const step = (by) => {
 /** Selects a slice at the same time in the next row, or the one before, that has one. */
 const stepRow = (by) => {
   const { selected } = state;
-  const time = selected ? clamp((selected.thread.starts[selected.at] + selected.thread.ends[selected.at]) / 2, state.start, state.end) : (state.start + state.end) / 2;
+  const time = selected
+    ? clamp(
+        (selected.thread.starts[selected.at] + selected.thread.ends[selected.at]) / 2,
+        state.start,
+        state.end,
+      )
+    : (state.start + state.end) / 2;
   const from = selected ? rowOfThread.get(selected.thread) : -1;
   for (let row = from + (by || 1); row >= 0 && row < rows.length; row += by || 1) {
     const { kind, thread } = rows[row];

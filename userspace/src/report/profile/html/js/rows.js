@@ -38,18 +38,34 @@ const labelOf = (row) => {
   const { process } = row;
   const indent = { "padding-left": `${6 + process.depth * 10}px` };
   if (row.kind === "process") {
-    return el("div", { class: "label of-process", style: indent },
-      el("button", {
-        type: "button", class: "plain fold", "data-pid": process.pid, "aria-expanded": String(!process.folded),
-        title: `${processTitle(process)}: ${plural(process.threads.length, "thread")}`,
-        on: { click: () => fold(process, !process.folded) },
-      }, el("b", {}, process.name), el("span", { class: "note" }, ` ${process.pid}`)));
+    return el(
+      "div",
+      { class: "label of-process", style: indent },
+      el(
+        "button",
+        {
+          type: "button",
+          class: "plain fold",
+          "data-pid": process.pid,
+          "aria-expanded": String(!process.folded),
+          title: `${processTitle(process)}: ${plural(process.threads.length, "thread")}`,
+          on: { click: () => fold(process, !process.folded) },
+        },
+        el("b", {}, process.name),
+        el("span", { class: "note" }, ` ${process.pid}`),
+      ),
+    );
   }
   const { thread } = row;
   const own = row.isSingle ? el("b", {}, thread.name) : thread.name;
   if (!row.isSingle) indent["padding-left"] = `${24 + process.depth * 10}px`;
   else indent["padding-left"] = `${20 + process.depth * 10}px`;
-  return el("div", { class: "label of-thread", style: indent, title: `${threadTitle(thread)} of ${processTitle(process)}` }, el("span", { class: "name" }, own), el("span", { class: "note" }, ` ${thread.tid}`));
+  return el(
+    "div",
+    { class: "label of-thread", style: indent, title: `${threadTitle(thread)} of ${processTitle(process)}` },
+    el("span", { class: "name" }, own),
+    el("span", { class: "note" }, ` ${thread.tid}`),
+  );
 };
 
 const foldAll = byId("fold-all");

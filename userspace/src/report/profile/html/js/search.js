@@ -30,7 +30,12 @@ const search = () => {
     for (let at = 0; at < thread.count; at += 1) {
       const text = thread.texts[at];
       const number = thread.classes[at];
-      if (!words.every((_, word) => inThread[word] || inClasses[word][number] || (text >= 0 && inTexts[word][text]))) continue;
+      if (
+        !words.every(
+          (_, word) => inThread[word] || inClasses[word][number] || (text >= 0 && inTexts[word][text]),
+        )
+      )
+        continue;
       marks[at] = 1;
       time += thread.ends[at] - thread.starts[at];
       found.threads.push(thread);
@@ -38,10 +43,13 @@ const search = () => {
     }
     hits.set(thread, marks);
   }
-  const order = Array.from(found.slices.keys()).sort((a, b) => found.threads[a].starts[found.slices[a]] - found.threads[b].starts[found.slices[b]]);
+  const order = Array.from(found.slices.keys()).sort(
+    (a, b) => found.threads[a].starts[found.slices[a]] - found.threads[b].starts[found.slices[b]],
+  );
   found = { threads: order.map((at) => found.threads[at]), slices: order.map((at) => found.slices[at]) };
   state.isMatch = (thread, at) => hits.get(thread)[at] === 1;
-  matchCount.textContent = order.length === 0 ? "no match" : `${plural(order.length, "match", "matches")}, ${duration(time)}`;
+  matchCount.textContent =
+    order.length === 0 ? "no match" : `${plural(order.length, "match", "matches")}, ${duration(time)}`;
   tell("match");
 };
 

@@ -12,25 +12,54 @@ const texts = [];
 
 const isTall = (number) => runs[number] || number === RUNNABLE;
 const heightOf = (number) => (isTall(number) ? TALL : LOW);
+const fromBelow = [...runs.keys()].sort((a, b) => isTall(a) - isTall(b) || a - b);
 
 const column = new Float64Array(CLASSES);
 
-/** Adds a pixel that holds more than one slice: waits below, work above. */
-const addColumn = (lists, x, bottom) => {
+/**
+ * The pixels that hold more than one slice. They are set in memory and drawn at once: as many
+ * rectangles would take a hundred times as long.
+ */
+const dense = { canvas: document.createElement("canvas"), image: null, pixels: null };
+
+const beginDense = (width, height) => {
+  const size = [Math.ceil(width), Math.ceil(height)];
+  if (dense.canvas.width !== size[0] || dense.canvas.height !== size[1] || !dense.image) {
+    [dense.canvas.width, dense.canvas.height] = size;
+    dense.image = new ImageData(...size);
+    dense.pixels = new Uint32Array(dense.image.data.buffer);
+  } else {
+    dense.pixels.fill(0);
+  }
+};
+
+const drawDense = (context) => {
+  dense.canvas.getContext("2d").putImageData(dense.image, 0, 0);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(dense.canvas, 0, 0);
+};
+
+/** Sets a column of pixels as the times in `column` divide it, waits below and work above. */
+const addColumn = (isFaint, x, bottom) => {
   let [all, height] = [0, 0];
   for (let number = 0; number < CLASSES; number += 1) {
     all += column[number];
     height += column[number] * heightOf(number);
   }
-  if (all === 0) return;
-  height /= all;
-  let y = bottom;
-  for (const tall of [false, true]) {
-    for (let number = 0; number < CLASSES; number += 1) {
-      if (column[number] === 0 || isTall(number) !== tall) continue;
-      const part = (height * column[number]) / all;
-      y -= part;
-      lists[number].push(x, y, 1, part);
+  const { pixels, canvas } = dense;
+  if (all > 0 && x >= 0 && x < canvas.width) {
+    height = Math.max(1, height / all);
+    const floor = Math.round(bottom) - 1;
+    let [sum, level] = [0, 0];
+    for (const number of fromBelow) {
+      if (column[number] === 0) continue;
+      sum += column[number];
+      const isDim = isFaint || (state.only !== null && state.only !== number);
+      const [colour, stripe] = (isDim ? colours.fadedPixel : colours.pixel)[number];
+      for (const end = Math.round((height * sum) / all); level < end; level += 1) {
+        const y = floor - level;
+        if (y >= 0 && y < canvas.height) pixels[y * canvas.width + x] = (x + y) % 5 < 2 ? stripe : colour;
+      }
     }
   }
   column.fill(0);
@@ -49,19 +78,19 @@ const addThread = (thread, bottom, width) => {
   const all = isMatch === null && only === null;
   let pixel = -1;
   let lastMatch = -1;
-  const lists = all ? strong : faint;
   for (let at = firstAfter(ends, state.start); at < count && starts[at] < state.end; at += 1) {
     const from = (starts[at] - state.start) * scale;
     const to = (ends[at] - state.start) * scale;
     const number = numbers[at];
     const isStrong = all || ((only === null || only === number) && (isMatch === null || isMatch(thread, at)));
     if (to - from >= 1) {
-      if (pixel >= 0) addColumn(lists, pixel, bottom);
+      if (pixel >= 0) addColumn(!all, pixel, bottom);
       pixel = -1;
       const left = Math.max(from, -2);
       const right = Math.min(to, width + 2);
       addSlice(isStrong ? strong : faint, number, left, right - left, bottom);
-      if (right - left > 28) texts.push(thread, at, Math.max(left, 0), Math.min(right, width), bottom, isStrong);
+      if (right - left > 28)
+        texts.push(thread, at, Math.max(left, 0), Math.min(right, width), bottom, isStrong);
       continue;
     }
     const place = Math.floor(from);
@@ -72,12 +101,12 @@ const addThread = (thread, bottom, width) => {
       continue;
     }
     if (place !== pixel) {
-      if (pixel >= 0) addColumn(lists, pixel, bottom);
+      if (pixel >= 0) addColumn(!all, pixel, bottom);
       pixel = place;
     }
     column[number] += to - from;
   }
-  if (pixel >= 0) addColumn(lists, pixel, bottom);
+  if (pixel >= 0) addColumn(!all, pixel, bottom);
 };
 
 /** How the time of some threads divides among the classes, for each of `count` equal parts. */
@@ -91,29 +120,45 @@ const density = (some, start, end, count) => {
       const number = thread.classes[at];
       const last = Math.min(count - 1, Math.floor(to / size));
       for (let part = Math.floor(from / size); part <= last; part += 1) {
-        parts[part * CLASSES + number] += Math.max(0, Math.min(to, (part + 1) * size) - Math.max(from, part * size));
+        parts[part * CLASSES + number] += Math.max(
+          0,
+          Math.min(to, (part + 1) * size) - Math.max(from, part * size),
+        );
       }
     }
   }
   return parts;
 };
 
-/** Adds a folded process: in each column of pixels, how its threads' time divides. */
+/** Adds a folded process: in each pixel, how its threads' time divides. */
 const addFolded = (process, bottom, width) => {
-  const step = 2;
-  const count = Math.max(1, Math.ceil(width / step));
+  const count = Math.max(1, Math.ceil(width));
   const parts = density(process.threads, state.start, state.end, count);
-  for (let part = 0; part < count; part += 1) {
-    let all = 0;
-    for (let number = 0; number < CLASSES; number += 1) all += parts[part * CLASSES + number];
-    if (all === 0) continue;
-    let y = bottom;
-    for (let number = 0; number < CLASSES; number += 1) {
-      const height = (TALL * parts[part * CLASSES + number]) / all;
-      if (height === 0) continue;
-      y -= height;
-      (state.only === null || state.only === number ? strong : faint)[number].push(part * step, y, step, height);
-    }
+  for (let x = 0; x < count; x += 1) {
+    for (let number = 0; number < CLASSES; number += 1) column[number] = parts[x * CLASSES + number];
+    addColumn(state.isMatch !== null, x, bottom);
+  }
+  if (state.isMatch !== null) process.threads.forEach((thread) => addMatches(thread, bottom, width));
+};
+
+/** Adds those slices of a thread that match, at most one in a pixel. */
+const addMatches = (thread, bottom, width) => {
+  const scale = width / (state.end - state.start);
+  let last = -1;
+  for (
+    let at = firstAfter(thread.ends, state.start);
+    at < thread.count && thread.starts[at] < state.end;
+    at += 1
+  ) {
+    const x = Math.floor((Math.max(thread.starts[at], state.start) - state.start) * scale);
+    if (x === last || !state.isMatch(thread, at)) continue;
+    last = x;
+    strong[thread.classes[at]].push(
+      x,
+      bottom - TALL,
+      Math.max(1.5, (thread.ends[at] - state.start) * scale - x),
+      TALL,
+    );
   }
 };
 
@@ -131,16 +176,22 @@ const addPath = (bottom, width) => {
       lastPixel = Math.floor(from);
     }
     list.push(from, bottom - TALL, Math.max(1, to - from > 4 ? to - from - 0.75 : to - from), TALL);
-    if (to - from > 28) texts.push(null, { number, text }, Math.max(from, 0), Math.min(to, width), bottom, true);
+    if (to - from > 28)
+      texts.push(null, { number, text }, Math.max(from, 0), Math.min(to, width), bottom, true);
   }
 };
 
 /** Fills what was added, and forgets it. */
 const fillSlices = (context) => {
-  for (const [lists, fills] of [[faint, colours.faded], [strong, colours.fill]]) {
+  drawDense(context);
+  for (const [lists, fills] of [
+    [faint, colours.faded],
+    [strong, colours.fill],
+  ]) {
     lists.forEach((list, number) => {
       context.fillStyle = fills[number];
-      for (let at = 0; at < list.length; at += 4) context.fillRect(list[at], list[at + 1], list[at + 2], list[at + 3]);
+      for (let at = 0; at < list.length; at += 4)
+        context.fillRect(list[at], list[at + 1], list[at + 2], list[at + 3]);
       list.length = 0;
     });
   }

@@ -56,7 +56,10 @@ const showAround = (start, end, room = 0.15) => {
 };
 
 const selectRange = (range) => {
-  state.range = range && range.end > range.start ? { start: Math.max(0, range.start), end: Math.min(LENGTH, range.end) } : null;
+  state.range =
+    range && range.end > range.start
+      ? { start: Math.max(0, range.start), end: Math.min(LENGTH, range.end) }
+      : null;
   tell("range");
 };
 
@@ -70,6 +73,7 @@ const reveal = (thread, at) => {
   const [start, end] = [thread.starts[at], thread.ends[at]];
   const span = state.end - state.start;
   if (end < state.start || start > state.end) show((start + end - span) / 2, (start + end + span) / 2);
-  if (end - start < span / 2000) showAround((start + end) / 2 - (end - start) * 20, (start + end) / 2 + (end - start) * 20, 0);
+  if (end - start < span / 2000)
+    showAround((start + end) / 2 - (end - start) * 20, (start + end) / 2 + (end - start) * 20, 0);
   select(thread, at);
 };

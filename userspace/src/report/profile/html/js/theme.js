@@ -4,7 +4,7 @@ const THEMES = ["system", "light", "dark"];
 const KEPT = "warmimg-theme";
 
 /** Colours as a canvas takes them. */
-const colours = { fill: [], faded: [], ink: [] };
+const colours = { fill: [], faded: [], ink: [], pixel: [], fadedPixel: [] };
 
 /** What a custom property stands for now. A canvas does not know `light-dark()`. */
 const resolved = (probe, name) => {
@@ -12,12 +12,22 @@ const resolved = (probe, name) => {
   return getComputedStyle(probe).color;
 };
 
-const parts = (colour) => colour.match(/[\d.]+/g).slice(0, 3).map(Number);
+const parts = (colour) =>
+  colour
+    .match(/[\d.]+/g)
+    .slice(0, 3)
+    .map(Number);
 
 /** Mixes two colours: `share` of the first. */
 const mixed = (first, second, share) => {
   const [a, b] = [parts(first), parts(second)];
   return `rgb(${a.map((part, at) => Math.round(part * share + b[at] * (1 - share))).join(" ")})`;
+};
+
+/** A colour as a pixel of `ImageData` on all machines that browsers run on. */
+const pixelOf = (colour) => {
+  const [red, green, blue] = parts(colour);
+  return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 };
 
 const luminance = (colour) => {
@@ -48,7 +58,18 @@ const striped = (colour, other) => {
 const readColours = () => {
   const probe = el("span", { hidden: true });
   document.body.append(probe);
-  for (const name of ["text", "note", "line", "back", "panel", "accent", "path", "match", "frame-kernel", "frame-unknown"]) {
+  for (const name of [
+    "text",
+    "note",
+    "line",
+    "back",
+    "panel",
+    "accent",
+    "path",
+    "match",
+    "frame-kernel",
+    "frame-unknown",
+  ]) {
     colours[name] = resolved(probe, name);
   }
   colours.frames = Array.from({ length: 8 }, (_, number) => resolved(probe, `frame-${number}`));
@@ -56,8 +77,12 @@ const readColours = () => {
     const colour = resolved(probe, `class-${one.id}`);
     const faded = mixed(colour, colours.panel, 0.18);
     const isStriped = number === RUNNABLE;
-    colours.fill[number] = isStriped ? striped(colour, mixed(colour, colours.panel, 0.35)) : colour;
+    colours.fill[number] = isStriped ? striped(colour, mixed(colour, colours.panel, 0.25)) : colour;
     colours.faded[number] = faded;
+    // In two shades, which differ for what is striped.
+    const ground = isStriped ? mixed(colour, colours.panel, 0.35) : colour;
+    colours.pixel[number] = [pixelOf(ground), pixelOf(colour)];
+    colours.fadedPixel[number] = [pixelOf(faded), pixelOf(faded)];
     colours.ink[number] = isStriped ? colours.text : readable(colour);
   });
   probe.remove();
@@ -68,7 +93,10 @@ const themeButton = byId("theme");
 const applyTheme = (theme) => {
   document.documentElement.dataset.theme = theme;
   themeButton.textContent = { system: "◐ Auto", light: "☀ Light", dark: "☾ Dark" }[theme];
-  themeButton.setAttribute("aria-label", `Colours: ${theme === "system" ? "as the system has them" : theme}. Press to change.`);
+  themeButton.setAttribute(
+    "aria-label",
+    `Colours: ${theme === "system" ? "as the system has them" : theme}. Press to change.`,
+  );
   readColours();
   tell("theme");
 };
@@ -89,7 +117,9 @@ themeButton.addEventListener("click", () => {
   applyTheme(next);
 });
 
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => applyTheme(document.documentElement.dataset.theme));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+  applyTheme(document.documentElement.dataset.theme),
+);
 
 {
   const kept = stored(() => localStorage.getItem(KEPT));

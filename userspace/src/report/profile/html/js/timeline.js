@@ -9,8 +9,11 @@ let hovered = null;
 const xOf = (time, width) => ((time - state.start) / (state.end - state.start)) * width;
 const timeAt = (x, width) => state.start + (x / width) * (state.end - state.start);
 
+/** How far the rows are scrolled; to ask the page for each slice would be slow. */
+let scrolled = 0;
+
 /** The row of a thread; that of its process if it is folded. */
-const topOf = (thread) => (rowOfThread.get(thread) ?? -1) * ROW - tlBody.scrollTop;
+const topOf = (thread) => (rowOfThread.get(thread) ?? -1) * ROW - scrolled;
 
 const arrowHead = (context, x, y, down) => {
   const back = down ? -6 : 6;
@@ -36,7 +39,11 @@ const drawPath = (context, width, height) => {
   for (let at = firstAfter(pathEnds, state.start); at < path.length && path[at].start <= state.end; at += 1) {
     const { start, end, thread } = path[at];
     if (!thread) continue;
-    const [left, right, top] = [Math.max(-4, xOf(start, width)), Math.min(width + 4, xOf(end, width)), topOf(thread)];
+    const [left, right, top] = [
+      Math.max(-4, xOf(start, width)),
+      Math.min(width + 4, xOf(end, width)),
+      topOf(thread),
+    ];
     if (top > -ROW && top < height) context.fillRect(left, top + ROW - 3, Math.max(1, right - left), 3);
     const before = path[at - 1]?.thread;
     if (before && before !== thread && left - lastJump >= 3 && topOf(before) !== top) {
@@ -84,19 +91,34 @@ const markTimes = (width) => {
   return { times, text: momentFormat(Math.max(state.end, 1), step) };
 };
 
+/** What is outside the selected range is paler; inside, colours mean what they mean elsewhere. */
 const drawRange = (context, width, height) => {
   if (!state.range) return;
   const [left, right] = [xOf(state.range.start, width), xOf(state.range.end, width)];
-  context.globalAlpha = 0.13;
+  context.globalAlpha = 0.6;
+  context.fillStyle = colours.panel;
+  context.fillRect(0, 0, left, height);
+  context.fillRect(right, 0, width - right, height);
+  context.globalAlpha = 1;
   context.fillStyle = colours.accent;
+  context.fillRect(left - 0.75, 0, 1.5, height);
+  context.fillRect(right - 0.75, 0, 1.5, height);
+};
+
+/** The same on the scale, as a band. */
+const drawRangeBand = (context, width, height) => {
+  if (!state.range) return;
+  const [left, right] = [xOf(state.range.start, width), xOf(state.range.end, width)];
+  context.fillStyle = colours.accent;
+  context.globalAlpha = 0.18;
   context.fillRect(left, 0, right - left, height);
   context.globalAlpha = 1;
-  context.fillRect(left - 0.5, 0, 1, height);
-  context.fillRect(right - 0.5, 0, 1, height);
+  context.fillRect(left, height - 2, right - left, 2);
 };
 
 const rowsSurface = drawn(rowsCanvas, (context, width, height) => {
-  const scroll = tlBody.scrollTop;
+  const scroll = (scrolled = Math.round(tlBody.scrollTop));
+  beginDense(width, height);
   const first = Math.max(0, Math.floor(scroll / ROW));
   const last = Math.min(rows.length, Math.ceil((scroll + height) / ROW));
   context.fillStyle = colours.line;
@@ -162,7 +184,7 @@ const axisSurface = drawn(axisCanvas, (context, width, height) => {
     const half = widthOf(context, said) / 2;
     context.fillText(said, clamp(x - half, 1, width - 2 * half - 1), height - 12);
   }
-  drawRange(context, width, height);
+  drawRangeBand(context, width, height);
   for (const { x, name, lane, text: left } of placeNames(context, width)) {
     const y = lane * 16;
     context.fillStyle = colours.text;
@@ -187,7 +209,9 @@ layTimeLine();
 const sayShown = () => {
   const span = state.end - state.start;
   byId("shown").textContent =
-    span >= LENGTH ? `all, ${duration(LENGTH)}` : `${moment(state.start, span)} to ${moment(state.end, span)} (${duration(span)})`;
+    span >= LENGTH
+      ? `all, ${duration(LENGTH)}`
+      : `${moment(state.start, span)} to ${moment(state.end, span)} (${duration(span)})`;
 };
 on("view", () => {
   sayShown();

@@ -1,6 +1,7 @@
 // Quantities as people read them.
 
-const trimmed = (value, digits) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const trimmed = (value, digits) =>
+  value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
 /** Three digits that count, with the unit that fits. */
 const scaled = (value, units, step) => {
@@ -37,7 +38,12 @@ const markStep = (span, count) => {
 
 /** Writes moments so that those `step` apart differ; `reach` is the latest of them. */
 const momentFormat = (reach, step) => {
-  const units = [["s", 1e9], ["ms", 1e6], ["µs", 1e3], ["ns", 1]];
+  const units = [
+    ["s", 1e9],
+    ["ms", 1e6],
+    ["µs", 1e3],
+    ["ns", 1],
+  ];
   const [name, size] = units.find(([, size]) => reach >= size) ?? units[3];
   const digits = Math.min(9, Math.max(0, Math.ceil(-Math.log10(step / size) - 1e-9)));
   return (ns) => (ns === 0 ? "0" : `${trimmed(ns / size, digits)} ${name}`);
@@ -46,7 +52,8 @@ const momentFormat = (reach, step) => {
 /** A moment, exact enough for the part that is shown. */
 const moment = (ns, span) => momentFormat(Math.max(ns, 1), Math.max(1, span / 1000))(ns);
 
-const listenerName = (listener) => (listener.type === "tcp" ? `tcp:${listener.address}` : `unix:${listener.path || "*"}`);
+const listenerName = (listener) =>
+  listener.type === "tcp" ? `tcp:${listener.address}` : `unix:${listener.path || "*"}`;
 
 /** How a process ended, by its status as of wait(2). */
 const exitText = (status) => {
