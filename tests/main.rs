@@ -16,6 +16,7 @@ mod limits;
 mod load;
 mod memory;
 mod network;
+mod pages;
 mod points;
 mod pools;
 mod publish;

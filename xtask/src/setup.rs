@@ -22,7 +22,7 @@ const COMPILER: [&str; 7] = [
 ];
 
 /// The servers of the integration tests, and the tools the tests use.
-const SERVERS: [&str; 19] = [
+const SERVERS: [&str; 20] = [
     "nginx-light",
     "apache2",
     "libapache2-mod-php",
@@ -42,6 +42,7 @@ const SERVERS: [&str; 19] = [
     "redis-server",
     "strace",
     "wrk",
+    "chromium",
 ];
 
 /// What the tests' Node servers use. Each is in a folder of its own in target/servers.
