@@ -79,6 +79,18 @@ pub enum MilestoneKind {
     Response,
 }
 
+impl MilestoneKind {
+    /// As a person reads it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Listen => "listening",
+            Self::Restored => "restored",
+            Self::Ready => "ready for connections",
+            Self::Response => "first response",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Process {
     /// In the initial pid namespace.

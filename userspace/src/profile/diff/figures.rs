@@ -7,7 +7,7 @@ use super::{
     Part, Quantity, Sides,
     verdict::{IsThere, Samples},
 };
-use crate::profile::{Class, MilestoneKind, Process, Profile, Times};
+use crate::profile::{Class, Process, Profile, Times};
 
 /// Figures by what they are of.
 pub type Figures = BTreeMap<(Part, String), BTreeMap<Quantity, f64>>;
@@ -131,11 +131,7 @@ impl Collector {
 fn milestones(all: &mut Collector, profile: &Profile) {
     let mut seen = BTreeMap::new();
     for milestone in &profile.milestones {
-        let kind = match milestone.kind {
-            MilestoneKind::Listen => "listening",
-            MilestoneKind::Ready => "ready for connections",
-            MilestoneKind::Response => "first response",
-        };
+        let kind = milestone.kind.title();
         let name = match &milestone.listener {
             Some(listener) => format!("{kind}, {listener}"),
             None => kind.to_owned(),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::super::{columns, units::Milliseconds};
-use crate::profile::{Class, MilestoneKind, Profile, Step, Times};
+use crate::profile::{Class, Profile, Step, Times};
 
 /// Columns of the longest bar.
 const BAR: usize = 40;
@@ -37,15 +37,10 @@ fn head(text: &mut String, profile: &Profile) {
     let command = profile.command.join(" ");
     let _ = writeln!(text, "{command}\n");
     for milestone in &profile.milestones {
-        let what = match milestone.kind {
-            MilestoneKind::Listen => "listens",
-            MilestoneKind::Restored => "restored",
-            MilestoneKind::Ready => "ready",
-            MilestoneKind::Response => "first response",
-        };
+        let what = milestone.kind.title();
         let at = milestone.listener.as_ref().map(ToString::to_string);
         let line = format!(
-            "  {:<15} {:>10}  {}",
+            "  {:<21} {:>10}  {}",
             what,
             ms(milestone.at_ns),
             at.unwrap_or_default()

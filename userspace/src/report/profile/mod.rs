@@ -2,7 +2,7 @@
 
 mod diff;
 pub mod folded;
-mod html;
+pub mod html;
 mod human;
 pub mod json;
 pub mod perfetto;
@@ -39,7 +39,9 @@ pub fn write(profiles: &[Profile], form: Form, to: &mut dyn Write) -> io::Result
     match form {
         Form::Human { shows_path } => to.write_all(human::render(median, shows_path).as_bytes())?,
         Form::Html => to.write_all(html::render(median).as_bytes())?,
-        Form::Json => profiles.iter().try_for_each(|profile| json::write(profile, &mut to))?,
+        Form::Json => profiles
+            .iter()
+            .try_for_each(|profile| json::write(profile, &mut to))?,
         Form::Perfetto => perfetto::write(median, &mut to)?,
         Form::Folded(which) => folded::write(median, which, &mut to)?,
     }

@@ -7,7 +7,7 @@ use super::{
     threads::Context,
 };
 use crate::{
-    profile::{Connection, MilestoneKind, Profile},
+    profile::{Connection, Profile},
     report::profile::text_or_class,
 };
 
@@ -18,11 +18,7 @@ pub fn milestones<W: Write>(
 ) -> io::Result<()> {
     let track = out.named_track(None, "milestones")?;
     for milestone in &profile.milestones {
-        let name = match milestone.kind {
-            MilestoneKind::Listen => "listening",
-            MilestoneKind::Ready => "ready for connections",
-            MilestoneKind::Response => "first response",
-        };
+        let name = milestone.kind.title();
         let mut notes = vec![("process", context.thread(milestone.pid))];
         let listener = milestone.listener.as_ref();
         notes.extend(listener.map(|listener| ("listener", listener.to_string())));

@@ -2,6 +2,7 @@
 
 const MILESTONES = {
   listen: ["Listening", "a socket first listened"],
+  restored: ["Restored", "a restored server was back"],
   ready: ["Ready", "a process first waited for a connection"],
   response: ["First response", "the first response was complete"],
 };
