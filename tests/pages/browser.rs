@@ -21,6 +21,8 @@ pub struct Browser {
     messages: Receiver<Value>,
     session: String,
     last: u64,
+    /// The address of the page: all that may be asked for.
+    page: String,
     /// What the page said on its console, threw, or asked a network for.
     pub complaints: Vec<String>,
 }
@@ -76,6 +78,7 @@ impl Browser {
             messages,
             session: String::new(),
             last: 0,
+            page: String::new(),
             complaints: Vec::new(),
         };
         let target = browser.ask("Target.createTarget", json!({ "url": "about:blank" }));
@@ -124,7 +127,7 @@ impl Browser {
             "Runtime.exceptionThrown" | "Runtime.consoleAPICalled" | "Log.entryAdded" => true,
             "Network.requestWillBeSent" => {
                 let url = params["request"]["url"].as_str().unwrap_or_default();
-                !url.starts_with("file:") && !url.starts_with("data:")
+                url != self.page && !url.starts_with("data:")
             }
             "Page.javascriptDialogOpening" => true,
             _ => false,
@@ -136,10 +139,9 @@ impl Browser {
 
     /// Opens a file and waits until it has been drawn first.
     pub fn open(&mut self, page: &Path) {
-        self.ask(
-            "Page.navigate",
-            json!({ "url": format!("file://{}", page.display()) }),
-        );
+        self.page = format!("file://{}", page.display());
+        let url = self.page.clone();
+        self.ask("Page.navigate", json!({ "url": url }));
         self.wait_for("performance.getEntriesByName('first-drawing').length === 1");
     }
 

@@ -322,7 +322,9 @@ fn stacks(chance: &mut Chance, processes: &[Process]) -> Stacks {
             _ => "shop.jar".to_owned(),
         }),
         build_id: None,
-        source: (n % 5 == 0).then(|| format!("Part{n}.java:{}", n * 7)),
+        source: n
+            .is_multiple_of(5)
+            .then(|| format!("Part{n}.java:{}", n * 7)),
         is_kernel: n % 5 == 3,
     };
     let mut frames: Vec<Frame> = (0..120).map(frame).collect();

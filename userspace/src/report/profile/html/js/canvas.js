@@ -54,8 +54,12 @@ const fitted = (context, text, room) => {
   if (text.length > 400) text = `${text.slice(0, 399)}…`;
   const width = widthOf(context, text);
   if (width <= room) return text;
-  const kept = Math.floor((text.length * (room - 9)) / width);
-  return kept < 5 ? "" : `${text.slice(0, kept)}…`;
+  // Letters differ in width, so that the share is a guess.
+  for (let kept = Math.floor((text.length * (room - 9)) / width); kept >= 5; kept -= 1) {
+    const shown = `${text.slice(0, kept)}…`;
+    if (widthOf(context, shown) <= room) return shown;
+  }
+  return "";
 };
 
 /** Where a pointer is on an element. */

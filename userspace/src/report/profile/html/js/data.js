@@ -53,6 +53,26 @@ for (const given of profile.processes) {
   processByPid.set(process.pid, process);
 }
 
+/** In the order of the tree: each process after its parent. */
+const processTree = () => {
+  const children = new Map();
+  for (const process of processes) {
+    const parent = processByPid.has(process.parent) && process.parent !== process.pid ? process.parent : null;
+    children.set(parent, [...(children.get(parent) ?? []), process]);
+  }
+  const rows = [];
+  const open = [...(children.get(null) ?? [])].reverse();
+  while (open.length > 0) {
+    const process = open.pop();
+    rows.push(process);
+    open.push(...(children.get(process.pid) ?? []).reverse());
+    children.delete(process.pid);
+  }
+  // A pid that was used again may have made a circle of parents.
+  const listed = new Set(rows);
+  return [...rows, ...processes.filter((process) => !listed.has(process))];
+};
+
 const SLICES = threads.reduce((sum, thread) => sum + thread.count, 0);
 
 const sumOf = (times) => times.reduce((sum, time) => sum + time, 0);

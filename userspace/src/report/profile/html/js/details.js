@@ -69,6 +69,7 @@ const showSlice = ({ thread, at }) => {
         action("‹ Before", () => step(-1)),
         action("After ›", () => step(1)),
         action("Zoom to it", zoomToSelected),
+        isSampled(thread) ? action("Its thread's stacks", () => showStacksOf(thread)) : null,
         action("Select its time", () => selectRange({ start: starts[at], end: ends[at] })),
         action("Close", () => select(null, -1)),
       ),

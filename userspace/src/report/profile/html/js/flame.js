@@ -120,7 +120,7 @@ const sayFlameMatches = () => {
 };
 
 const chosenTids = () => {
-  const [kind, number] = byId("flame-of").value.split(":");
+  const [kind, number] = flameOf.value.split(":");
   if (kind === "thread") return new Set([Number(number)]);
   if (kind === "process")
     return new Set(processByPid.get(Number(number)).threads.map((thread) => thread.tid));
@@ -147,23 +147,34 @@ const weighFlames = () => {
   if (byId("functions").parentElement.open) functionTable?.show(byFunction(flame.weights));
 };
 
-{
-  const choice = byId("flame-of");
-  const sampled = new Set(stackSamples.map((sample) => sample.tid));
-  choice.append(el("option", { value: "all" }, "All processes"));
-  for (const process of processes) {
-    const some = process.threads.filter((thread) => sampled.has(thread.tid));
-    if (some.length === 0) continue;
-    choice.append(el("option", { value: `process:${process.pid}` }, processTitle(process)));
-    if (process.threads.length > 1)
-      choice.append(
-        ...some.map((thread) =>
-          el("option", { value: `thread:${thread.tid}` }, `\u2003${threadTitle(thread)}`),
-        ),
-      );
+const flameOf = byId("flame-of");
+const sampled = new Set(stackSamples.map((sample) => sample.tid));
+const isSampled = (thread) => sampled.has(thread.tid);
+
+/** What the choice calls a thread; one that is alone is called as its process. */
+const choiceOf = ({ process, tid }) =>
+  process.threads.length > 1 ? `thread:${tid}` : `process:${process.pid}`;
+
+/** Shows the stacks of one thread. */
+const showStacksOf = (thread) => {
+  flameOf.value = choiceOf(thread);
+  weighFlames();
+  byId("stacks").scrollIntoView();
+  flameCanvas.focus({ preventScroll: true });
+};
+
+flameOf.append(el("option", { value: "all" }, "All processes"));
+for (const process of processes) {
+  const some = process.threads.filter(isSampled);
+  if (some.length === 0) continue;
+  flameOf.append(el("option", { value: `process:${process.pid}` }, processTitle(process)));
+  if (process.threads.length > 1) {
+    flameOf.append(
+      ...some.map((thread) => el("option", { value: choiceOf(thread) }, `\u2003${threadTitle(thread)}`)),
+    );
   }
-  choice.addEventListener("change", weighFlames);
 }
+flameOf.addEventListener("change", weighFlames);
 
 for (const radio of document.querySelectorAll("input[name=cpu]")) {
   radio.addEventListener("change", () => {

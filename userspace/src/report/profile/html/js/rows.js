@@ -13,7 +13,7 @@ const labels = byId("tl-labels");
 const listRows = () => {
   rows = hasPath ? [{ kind: "path" }] : [];
   rowOfThread.clear();
-  for (const process of processes) {
+  for (const process of processTree()) {
     const isSingle = process.threads.length === 1;
     if (!isSingle) {
       for (const thread of process.threads) rowOfThread.set(thread, rows.length);

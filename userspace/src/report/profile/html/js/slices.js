@@ -201,9 +201,14 @@ const fillSlices = (context) => {
     const said = thread ? sliceTitle(thread, which) : textOf(which.text) || classes[number].title;
     const shown = fitted(context, said, right - left - 8);
     if (!shown) continue;
+    const middle = bottom - (thread ? heightOf(number) : TALL) / 2 + 0.5;
+    if (number === RUNNABLE && isStrong) {
+      // Nothing can be read on stripes.
+      context.fillStyle = colours.ground;
+      context.fillRect(left + 2, middle - 7, widthOf(context, shown) + 4, 13);
+    }
     context.fillStyle = isStrong ? colours.ink[number] : colours.note;
-    const height = thread ? heightOf(number) : TALL;
-    context.fillText(shown, left + 4, bottom - height / 2 + 0.5);
+    context.fillText(shown, left + 4, middle);
   }
   texts.length = 0;
 };

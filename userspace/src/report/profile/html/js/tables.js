@@ -218,24 +218,6 @@ const faultTable = () => ({
   ],
 });
 
-/** In the order of the tree: each process after its parent. */
-const processTree = () => {
-  const children = new Map();
-  for (const process of processes) {
-    const parent = processByPid.has(process.parent) && process.parent !== process.pid ? process.parent : null;
-    children.set(parent, [...(children.get(parent) ?? []), process]);
-  }
-  const rows = [];
-  const open = [...(children.get(null) ?? [])].reverse();
-  while (open.length > 0) {
-    const process = open.pop();
-    rows.push({ process, place: rows.length });
-    open.push(...(children.get(process.pid) ?? []).reverse());
-    children.delete(process.pid);
-  }
-  return rows;
-};
-
 const programs = ({ process }) =>
   el(
     "ol",
@@ -256,7 +238,7 @@ const programs = ({ process }) =>
 
 const processTable = () => ({
   name: "Processes",
-  rows: processTree(),
+  rows: processTree().map((process, place) => ({ process, place })),
   sorted: 0,
   isAscending: true,
   extra: ({ process }) => `${processTitle(process)} ${process.executions.map((one) => one.path).join(" ")}`,

@@ -35,7 +35,7 @@ const luminance = (colour) => {
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
 };
 
-const readable = (colour) => (luminance(colour) > 0.22 ? "#14171a" : "#ffffff");
+const readable = (colour) => (luminance(colour) > 0.2 ? "#14171a" : "#ffffff");
 
 /** Stripes, so that the wait for a processor is told from running by more than its colour. */
 const striped = (colour, other) => {
@@ -77,7 +77,8 @@ const readColours = () => {
     const colour = resolved(probe, `class-${one.id}`);
     const faded = mixed(colour, colours.panel, 0.18);
     const isStriped = number === RUNNABLE;
-    colours.fill[number] = isStriped ? striped(colour, mixed(colour, colours.panel, 0.25)) : colour;
+    if (isStriped) colours.ground = mixed(colour, colours.panel, 0.25);
+    colours.fill[number] = isStriped ? striped(colour, colours.ground) : colour;
     colours.faded[number] = faded;
     // In two shades, which differ for what is striped.
     const ground = isStriped ? mixed(colour, colours.panel, 0.35) : colour;
@@ -93,10 +94,7 @@ const themeButton = byId("theme");
 const applyTheme = (theme) => {
   document.documentElement.dataset.theme = theme;
   themeButton.textContent = { system: "◐ Auto", light: "☀ Light", dark: "☾ Dark" }[theme];
-  themeButton.setAttribute(
-    "aria-label",
-    `Colours: ${theme === "system" ? "as the system has them" : theme}. Press to change.`,
-  );
+  themeButton.title = `Colours: ${theme === "system" ? "as the system has them" : theme}`;
   readColours();
   tell("theme");
 };
