@@ -19,6 +19,7 @@ mod network;
 mod pages;
 mod points;
 mod pools;
+mod profile;
 mod publish;
 mod servers;
 mod support;

@@ -1,0 +1,280 @@
+//! `warmimg profile`, of servers whose parts are known.
+
+use std::{
+    fs::{self, File},
+    io::{BufReader, Write as _},
+    net::TcpListener,
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use warmimg::{
+    profile::{Class, MilestoneKind, Process, Profile, Times},
+    report::profile::json,
+};
+
+use crate::support::{Workspace, free_port, servers};
+
+/// A part may be longer or shorter by this share, as clocks and timers are.
+const SHARE: f64 = 0.05;
+/// And by this, for what comes with each part.
+const MARGIN_MS: f64 = 3.0;
+
+/// A peer that answers each connection 50 ms after it was made.
+fn late_peer() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // The time that the server is made to wait.
+            thread::park_timeout(Duration::from_millis(50));
+            // It may be gone.
+            let _ = stream.write_all(b"x");
+        }
+    });
+    port
+}
+
+/// The command of a server with known parts.
+fn parts(workspace: &Workspace) -> (Vec<String>, u16) {
+    let program = servers::compile(workspace, "profile/parts.c");
+    for number in 0..100 {
+        workspace.write(&format!("files/{number}"), &"x".repeat(1000 + number));
+    }
+    let port = free_port();
+    let folder = workspace.path().join("files").display().to_string();
+    let (own, peer) = (port.to_string(), late_peer().to_string());
+    (vec![program, own, peer, folder], port)
+}
+
+/// Profiles a command with these options.
+fn profile(workspace: &Workspace, options: &[&str], command: &[String]) -> Profile {
+    let path = workspace.path().join("profile.jsonl");
+    let path_text = path.display().to_string();
+    let words = ["profile", "-o", &path_text].into_iter();
+    let words = words.chain(options.iter().copied()).chain(["--"]);
+    let command = command.iter().map(String::as_str);
+    workspace.run(words.chain(command));
+    read(&path)
+}
+
+fn read(path: &Path) -> Profile {
+    json::read(BufReader::new(File::open(path).unwrap())).unwrap()
+}
+
+/// What holds of every profile: each nanosecond of a thread is of one class, its slices and the critical
+/// path have no gap.
+fn check_sums(profile: &Profile) {
+    for process in &profile.processes {
+        for thread in &process.threads {
+            let length = thread.end_ns - thread.start_ns;
+            assert_eq!(thread.times.sum(), length, "{} {thread:?}", process.name);
+            let mut at = thread.start_ns;
+            for slice in &thread.slices {
+                assert_eq!(slice.start_ns, at, "{} {}", thread.name, thread.tid);
+                at = slice.end_ns;
+            }
+            assert!(thread.slices.is_empty() || at == thread.end_ns);
+        }
+    }
+    let mut at = 0;
+    for step in &profile.critical_path {
+        assert_eq!(step.start_ns, at, "{step:?}");
+        at = step.end_ns;
+    }
+    assert_eq!(at, profile.length_ns);
+    assert_eq!(profile.lost.events, 0);
+}
+
+fn times(process: &Process) -> Times {
+    process.threads.iter().map(|thread| thread.times).sum()
+}
+
+fn assert_about(what: &str, found_ns: u64, expected_ms: f64) {
+    let found_ms = found_ns as f64 / 1e6;
+    let limit = expected_ms * SHARE + MARGIN_MS;
+    assert!(
+        (found_ms - expected_ms).abs() < limit,
+        "{what}: {found_ms} ms instead of {expected_ms}"
+    );
+}
+
+#[test]
+fn known_parts_are_attributed() {
+    let workspace = Workspace::new();
+    let (command, port) = parts(&workspace);
+    let url = format!("http://127.0.0.1:{port}/");
+    let profile = profile(&workspace, &["--url", &url], &command);
+    check_sums(&profile);
+
+    let [server, child] = &profile.processes[..] else {
+        panic!("{} processes", profile.processes.len());
+    };
+    let [main, holder] = &server.threads[..] else {
+        panic!("{} threads", server.threads.len());
+    };
+    let of = |class: Class| main.times.of(class);
+    assert_about("own code", of(Class::User), 300.0);
+    assert_about("sleep", of(Class::Sleep), 200.0);
+    assert_about("network", of(Class::Network), 50.0);
+    assert_about("lock", of(Class::Lock), 80.0);
+    assert_about("child", of(Class::Child), 150.0);
+    assert_about("sleep of the holder", holder.times.of(Class::Sleep), 80.0);
+    assert_about("sleep of the child", times(child).of(Class::Sleep), 150.0);
+
+    let opened = profile
+        .files
+        .iter()
+        .filter(|file| file.path.contains("/files/"));
+    let opened: Vec<_> = opened.collect();
+    assert_eq!(opened.len(), 100);
+    for file in opened {
+        let number: u64 = file.path.rsplit('/').next().unwrap().parse().unwrap();
+        assert_eq!((file.opens, file.reads), (1, 1), "{file:?}");
+        assert_eq!(file.bytes_read, 1000 + number);
+    }
+    let missing = &profile.failed_lookups[0];
+    // The dynamic linker looks for a file or two that are not there.
+    assert!((1000..1010).contains(&missing.count), "{missing:?}");
+
+    let peer = format!("127.0.0.1:{}", command[2]);
+    let connection = profile.connections.iter().find(|of| of.peer == peer);
+    let connection = connection.unwrap();
+    let connected = connection.connected_ns.unwrap();
+    assert!(connected - connection.start_ns < 20_000_000);
+    assert_about(
+        "first byte",
+        connection.first_byte_ns.unwrap() - connected,
+        50.0,
+    );
+    assert_about("waited", connection.waited_ns, 50.0);
+
+    // Whoever waited for them is not what took the time.
+    let mut path = Times::default();
+    for step in &profile.critical_path {
+        path.add(step.class, step.end_ns - step.start_ns);
+    }
+    assert_about(
+        "sleeps on the path",
+        path.of(Class::Sleep),
+        200.0 + 80.0 + 150.0,
+    );
+    assert_about("children on the path", path.of(Class::Child), 0.0);
+    assert_about("locks on the path", path.of(Class::Lock), 0.0);
+    let slept = profile
+        .findings
+        .iter()
+        .find(|of| of.title.starts_with("slept"));
+    assert_about("the finding", slept.unwrap().cost_ns, 430.0);
+
+    let kinds: Vec<_> = profile.milestones.iter().map(|of| of.kind).collect();
+    let expected = [
+        MilestoneKind::Listen,
+        MilestoneKind::Ready,
+        MilestoneKind::Response,
+    ];
+    assert_eq!(kinds, expected);
+    workspace.assert_clean();
+}
+
+#[test]
+fn sums_are_exact_whatever_runs() {
+    let workspace = Workspace::new();
+    let script = workspace.write(
+        "start.sh",
+        "#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8; do (date; ls /etc) > /dev/null; done\n\
+         grep -r root /etc 2> /dev/null | wc -l > /dev/null\nexec \"$@\"\n",
+    );
+    let tomcat = servers::tomcat(&workspace);
+    for server in [servers::express(), servers::django_on_gunicorn(), tomcat] {
+        let path = workspace.path().join("profile.jsonl");
+        let mut command = workspace.warmimg(["profile", "-o", path.to_str().unwrap(), "--"]);
+        command.args(["sh", &script]);
+        command
+            .args(&server.command)
+            .envs(server.environment.clone());
+        crate::support::expect(0, &mut command);
+        let profile = read(&path);
+        check_sums(&profile);
+        assert!(profile.processes.len() > 10);
+        server.wait_for_silence();
+    }
+    workspace.assert_clean();
+}
+
+#[test]
+fn every_format_is_written() {
+    let workspace = Workspace::new();
+    let (command, _) = parts(&workspace);
+    let command: Vec<_> = command.iter().map(String::as_str).collect();
+    let file = |name: &str| workspace.path().join(name).display().to_string();
+    for (name, begin) in [("a.html", "<!"), ("a.jsonl", "{\"type\":\"profile\"")] {
+        let words = ["profile", "-o", &file(name), "--"];
+        workspace.run(words.iter().chain(&command));
+        let text = fs::read_to_string(file(name)).unwrap();
+        assert!(text.to_lowercase().starts_with(begin), "{name}");
+    }
+    workspace.run(
+        ["profile", "-o", &file("a.pftrace"), "--"]
+            .iter()
+            .chain(&command),
+    );
+    assert!(fs::metadata(file("a.pftrace")).unwrap().len() > 1000);
+    let screen = workspace.run(["profile", "--critical-path", "--"].iter().chain(&command));
+    assert!(screen.contains("sleeping: clock_nanosleep"), "{screen}");
+
+    let words = ["profile", "--runs", "3", "-o", &file("b.jsonl"), "--"];
+    workspace.run(words.iter().chain(&command));
+    let screen = workspace.run(["profile", "diff", &file("a.jsonl"), &file("b.jsonl")]);
+    assert!(screen.contains("ready for connections"), "{screen}");
+    workspace.assert_clean();
+}
+
+#[test]
+fn what_cannot_be_profiled_is_told() {
+    let workspace = Workspace::new();
+    let said = workspace.fail(100, ["profile", "-o", "/no/such/file", "--", "sleep", "9"]);
+    assert!(said.contains("cannot write /no/such/file"), "{said}");
+    let said = workspace.fail(102, ["profile", "--", "sh", "-c", "exit 3"]);
+    assert!(said.contains("exit status 3"), "{said}");
+    let said = workspace.fail(103, ["profile", "--timeout", "0.5", "--", "sleep", "99"]);
+    assert!(said.contains("has not waited for a connection"), "{said}");
+    let wrong = workspace.write("wrong.jsonl", "no profile
+");
+    let said = workspace.fail(2, ["profile", "diff", &wrong, &wrong]);
+    assert!(said.contains("holds no profile"), "{said}");
+    workspace.assert_clean();
+}
+
+#[test]
+fn a_capture_and_a_restore_are_profiled() {
+    let workspace = Workspace::new();
+    let (command, _) = parts(&workspace);
+    let path = workspace.path().join("capture.jsonl").display().to_string();
+    let words = ["capture", "--name", "parts", "--profile", &path, "--"];
+    let command: Vec<_> = command.iter().map(String::as_str).collect();
+    workspace.run(words.iter().chain(&command));
+    let captured = read(Path::new(&path));
+    check_sums(&captured);
+    assert!(captured.length_ns > 700_000_000);
+
+    workspace.run(["profile", "--restore=parts", "-o", &path]);
+    let restored = read(Path::new(&path));
+    check_sums(&restored);
+    let named = |name: &str| {
+        restored
+            .processes
+            .iter()
+            .any(|of| of.name.starts_with(name))
+    };
+    assert!(
+        named("criu") && named("warmimg") && named("server"),
+        "{:?}",
+        restored.processes
+    );
+    let kinds: Vec<_> = restored.milestones.iter().map(|of| of.kind).collect();
+    assert!(kinds.contains(&MilestoneKind::Restored) && kinds.contains(&MilestoneKind::Response));
+    workspace.assert_clean();
+}
