@@ -5,6 +5,7 @@
 //! one [`Class`].
 
 mod class;
+pub mod stacks;
 
 pub use class::{Class, Times};
 use serde::{Deserialize, Serialize};
