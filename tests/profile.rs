@@ -241,8 +241,11 @@ fn what_cannot_be_profiled_is_told() {
     assert!(said.contains("exit status 3"), "{said}");
     let said = workspace.fail(103, ["profile", "--timeout", "0.5", "--", "sleep", "99"]);
     assert!(said.contains("has not waited for a connection"), "{said}");
-    let wrong = workspace.write("wrong.jsonl", "no profile
-");
+    let wrong = workspace.write(
+        "wrong.jsonl",
+        "no profile
+",
+    );
     let said = workspace.fail(2, ["profile", "diff", &wrong, &wrong]);
     assert!(said.contains("holds no profile"), "{said}");
     workspace.assert_clean();

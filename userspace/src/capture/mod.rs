@@ -170,8 +170,8 @@ pub struct Options {
     pub how: How,
     /// Go on running the captured tree.
     pub leave_running: bool,
-    /// Record a profile of the start-up.
-    pub profiled: bool,
+    /// Record a profile of the start-up, with as many stacks per second; 0 for none.
+    pub profiled: Option<u32>,
 }
 
 impl Options {
@@ -261,10 +261,10 @@ pub async fn capture(
     let stop_at = Some(options.point).filter(|_| !options.runs_on());
     let listener = options.how.listener.as_ref();
     let (mut watch, mut recorder) = match options.profiled {
-        false => (Watch::attach(stop_at, listener)?, None),
-        true => {
+        None => (Watch::attach(stop_at, listener)?, None),
+        Some(frequency) => {
             let (watch, recording) = Watch::attach_recording(stop_at, listener)?;
-            (watch, Some(Recorder::new(recording)))
+            (watch, Some(Recorder::new(recording, frequency)))
         }
     };
     let mut profile = None;

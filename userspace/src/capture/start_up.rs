@@ -63,6 +63,9 @@ impl<'a> StartUp<'a> {
         let root = *root.first().ok_or(FreezeError::Gone)?;
         self.root = Some(root);
         watch.follow(root)?;
+        if let Some(recorder) = &mut recorder {
+            recorder.sample(root);
+        }
         sandbox.go().await.map_err(|error| self.exec_error(error))?;
         let deadline = tokio::time::sleep(self.options.limit);
         tokio::pin!(deadline);

@@ -17,6 +17,9 @@ use crate::{
     watch::CapturePoint,
 };
 
+/// How often stacks are sampled, unless it is said.
+pub const FREQUENCY: u32 = 999;
+
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Profile {
@@ -41,6 +44,10 @@ pub struct Profile {
     /// .folded, .json, or anything else for people
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// How often the stack of each running thread is sampled, per second; 0 for not at all
+    #[arg(short = 'F', long, value_name = "HZ", default_value_t = FREQUENCY)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub frequency: u32,
     /// Which stacks --format folded gives
     #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
     pub stacks: Folded,

@@ -90,7 +90,7 @@ async fn capture_all(
             name: point.to_string(),
             how: options.how.clone().at(point),
             leave_running: false,
-            profiled: false,
+            profiled: None,
         };
         let progress = report.progress();
         let captured = capture::capture(store, criu, &options, signals.ended(), |step| {

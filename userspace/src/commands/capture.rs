@@ -46,7 +46,7 @@ pub async fn run(
         name,
         how: arguments.how.checked(&points)?,
         leave_running: arguments.leave_running,
-        profiled: arguments.profile.is_some(),
+        profiled: arguments.profile.as_ref().map(|_| cli::FREQUENCY),
     };
     let mut file = arguments
         .profile

@@ -70,7 +70,7 @@ async fn self_test(criu: Option<&Path>, store: &Store) -> Result<Duration, Error
         name: "self-test".into(),
         how: capture::How::default(),
         leave_running: false,
-        profiled: false,
+        profiled: None,
     };
     let criu = Program::find(criu)?;
     let never = std::future::pending();

@@ -107,7 +107,7 @@ fn options(arguments: &cli::Profile) -> Result<Options, Error> {
             ..How::default()
         },
         leave_running: arguments.leave_running,
-        profiled: true,
+        profiled: Some(arguments.frequency),
     })
 }
 
@@ -128,11 +128,12 @@ async fn restored(
     };
     let watch = Watch::attach_recording(None, None).map_err(CaptureError::Watch)?;
     let (mut watch, recording) = watch;
-    let mut recorder = Recorder::new(recording);
+    let mut recorder = Recorder::new(recording, arguments.frequency);
     let recorded = async {
         let own = HostPid(std::process::id() as i32);
         recorder.begin().map_err(CaptureError::Watch)?;
         watch.follow(own).map_err(CaptureError::Watch)?;
+        recorder.sample(own);
         let restoring = restore::restore(&store, &criu, &image, &options);
         let restored = recorder.during(restoring).await;
         let restored = restored.map_err(CaptureError::Watch)??;

@@ -36,7 +36,12 @@ pub struct Subject {
 }
 
 /// Makes the profile. `events` are those of the whole tree, in the order of time.
-pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Subject) -> Profile {
+pub fn assemble(
+    record: &Record,
+    totals: &Totals,
+    events: &[Event],
+    (subject, mut stacks): (Subject, Stacks),
+) -> Profile {
     let origin_ns = record.origin_ns.unwrap_or(subject.end_ns);
     let describer = Describer::new(record, events);
     let mut assembly = Assembly {
@@ -50,12 +55,14 @@ pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Sub
     let threads = assembly.threads();
     let processes = processes(threads, events, &assembly);
     let milestones = milestones(events, &subject, &assembly);
+    let length_ns = assembly.end_ns - origin_ns;
+    stacks.samples.retain(|sample| sample.at_ns <= length_ns);
     let mut profile = Profile {
         schema: SCHEMA,
         command: subject.command,
         started_ms: started_ms(origin_ns),
         point: subject.point,
-        length_ns: assembly.end_ns - origin_ns,
+        length_ns,
         milestones,
         processes,
         calls: calls(totals),
@@ -63,7 +70,7 @@ pub fn assemble(record: &Record, totals: &Totals, events: &[Event], subject: Sub
         failed_lookups: failed_lookups(&assembly),
         connections: connections::find(record, origin_ns, assembly.end_ns),
         faults: faults(totals, &describer),
-        stacks: Stacks::default(),
+        stacks,
         critical_path: vec![],
         findings: vec![],
         lost: Lost {

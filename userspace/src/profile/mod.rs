@@ -13,6 +13,7 @@ mod findings;
 pub mod record;
 mod recorder;
 mod run;
+pub mod stacks;
 mod texts;
 mod timeline;
 

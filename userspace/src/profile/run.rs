@@ -64,7 +64,7 @@ pub async fn profile(
     let runs_on = options.leave_running || asked.is_some();
     let stop_at = Some(options.point).filter(|_| !runs_on);
     let (mut watch, recording) = Watch::attach_recording(stop_at, options.how.listener.as_ref())?;
-    let mut recorder = Recorder::new(recording);
+    let mut recorder = Recorder::new(recording, options.profiled.unwrap_or(0));
     let mut start_up = StartUp::new(options);
     let recorded = async {
         let reached = start_up.run(

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "this is the one place for it")]
 
 pub mod bpf;
+pub mod perf;
 pub mod ptrace;
 pub mod seccomp;
 
