@@ -101,14 +101,15 @@ fn current() -> Option<&'static mut Thread> {
     if !in_tree(tgid) {
         return None;
     }
-    begin(tid, tgid, CLASS_KERNEL, 0);
+    begin(tid, tgid, CLASS_KERNEL, now());
     known(tid)
 }
 
 /// Has a stack of its own, as a state takes half of what programs have.
 #[inline(never)]
-fn begin(tid: u32, tgid: u32, class: u32, off_ns: u64) {
-    let now = now();
+fn begin(tid: u32, tgid: u32, class: u32, now: u64) {
+    // Who is made has to wait for a processor.
+    let off_ns = if class == CLASS_RUNNABLE { now } else { 0 };
     let thread = Thread {
         tgid,
         class,
@@ -127,6 +128,7 @@ fn begin(tid: u32, tgid: u32, class: u32, off_ns: u64) {
         flags: 0,
         inode: 0,
         fault_ns: 0,
+        fault_off_ns: 0,
         fault_address: 0,
         off_ns,
         woken_ns: off_ns,
@@ -148,7 +150,9 @@ fn charge(thread: &mut Thread, spent_on: u32, until: u64) {
     if let Some(time) = thread.times.get_mut(spent_on as usize) {
         *time += spent;
     }
-    if thread.number != NO_CALL {
+    if thread.fault_ns != 0 && !is_on(spent_on) {
+        thread.fault_off_ns += spent;
+    } else if thread.number != NO_CALL {
         if is_on(spent_on) {
             thread.call_on_ns += spent;
         } else {
@@ -214,11 +218,23 @@ fn tell(span: Span) {
         return;
     };
     entry.write(span);
-    entry.submit(0);
+    entry.submit(wake_up());
 }
 
-/// Tells of a span with a text of the process' memory, `len` bytes long or, if that is 0, up to a NUL.
-fn tell_named(span: Span, address: u64, len: u64) {
+/// Tells of a system call, which ends now.
+fn tell_call(mut span: Span, thread: &mut Thread) {
+    let Some(mut entry) = SPANS.reserve::<Span>(0) else {
+        count_lost();
+        return;
+    };
+    span.end_ns = leave(thread);
+    entry.write(span);
+    entry.submit(wake_up());
+}
+
+/// Tells of a system call with a text of the process' memory, `len` bytes long or, if that is 0, up to a
+/// NUL.
+fn tell_named(span: Span, thread: &mut Thread, address: u64, len: u64) {
     let Some(mut entry) = SPANS.reserve::<NamedSpan>(0) else {
         count_lost();
         return;
@@ -235,7 +251,22 @@ fn tell_named(span: Span, address: u64, len: u64) {
     if is_cut {
         named.span.flags |= SPAN_CUT;
     }
-    entry.submit(0);
+    named.span.end_ns = leave(thread);
+    entry.submit(wake_up());
+}
+
+/// How a span is handed over: user space is woken for a million bytes at a time, as each wake-up is an
+/// interrupt, which takes longer than the call that was told of.
+fn wake_up() -> u64 {
+    const NO_WAKEUP: u64 = 1;
+    const FORCE_WAKEUP: u64 = 2;
+    const AVAILABLE: u64 = 0;
+    const ENOUGH: u64 = 1 << 20;
+    if SPANS.query(AVAILABLE) < ENOUGH {
+        NO_WAKEUP
+    } else {
+        FORCE_WAKEUP
+    }
 }
 
 /// A system call begins.
@@ -324,15 +355,16 @@ pub fn profile_exit(ctx: BtfTracePointContext) -> i32 {
 }
 
 fn exit(thread: &mut Thread, result: i64) {
-    let now = now();
     let number = thread.number;
     thread.fault_ns = 0;
-    turn(thread, CLASS_USER, now);
-    thread.number = NO_CALL;
     if number == NO_CALL {
+        turn(thread, CLASS_USER, now());
         return;
     }
     let known = calls::of(number);
+    let now = now();
+    let class = thread.class;
+    charge(thread, class, now);
     let is_error = (-4095..0).contains(&result);
     let total = now.saturating_sub(thread.call_ns);
     add_call(thread, number, is_error, total);
@@ -350,7 +382,6 @@ fn exit(thread: &mut Thread, result: i64) {
         add_lookup(thread.tgid, total);
     }
     let mut over = span(SPAN_CALL, current_tid(), thread, thread.call_ns, now);
-    over.number = number;
     over.class = thread.call_class;
     over.flags = thread.flags;
     over.device = thread.device;
@@ -359,17 +390,29 @@ fn exit(thread: &mut Thread, result: i64) {
     over.arguments = thread.arguments;
     match known.names {
         Names::Path(index) | Names::Opened(index) => {
-            tell_named(over, thread.arguments[index & 1], 0);
+            tell_named(over, thread, thread.arguments[index & 1], 0);
         }
         Names::Peer => {
             let socket = file_of(thread.arguments[0] as i32).and_then(sock_of);
             let (address, len) = (thread.arguments[1], thread.arguments[2]);
             // Known by its socket from now on, as its state may change later.
             over.arguments[2] = socket.unwrap_or(0);
-            tell_named(over, address, len.clamp(1, NAME_LEN as u64));
+            tell_named(over, thread, address, len.clamp(1, NAME_LEN as u64));
         }
-        _ => tell(over),
+        _ => tell_call(over, thread),
     }
+    // If it could not be told of.
+    if thread.number != NO_CALL {
+        leave(thread);
+    }
+}
+
+/// Returns to the thread's own code; what was done here counts as the kernel's.
+fn leave(thread: &mut Thread) -> u64 {
+    let now = now();
+    turn(thread, CLASS_USER, now);
+    thread.number = NO_CALL;
+    now
 }
 
 fn add_call(thread: &Thread, number: i32, is_error: bool, total_ns: u64) {
@@ -613,7 +656,7 @@ fn end(tid: u32, thread: &mut Thread, now: u64) {
                 times: thread.times,
                 name: bpf_get_current_comm().unwrap_or_default(),
             });
-            entry.submit(0);
+            entry.submit(wake_up());
         }
         None => count_lost(),
     }
@@ -645,6 +688,7 @@ pub fn profile_fault(ctx: PerfEventContext) -> u32 {
         let now = now();
         turn(thread, CLASS_FAULT, now);
         thread.fault_ns = now;
+        thread.fault_off_ns = 0;
         // SAFETY: the context of a program of this type.
         thread.fault_address = unsafe { (*data).addr };
     }
@@ -681,6 +725,7 @@ fn fault_is_over(flags: u32) {
     over.inode = file.inode;
     over.arguments[0] = thread.fault_address;
     add_fault(thread, file, flags, now.saturating_sub(thread.fault_ns));
+    add_disk(thread, file);
     thread.fault_ns = 0;
     let class = class_on(thread);
     turn(thread, class, now);
@@ -733,6 +778,22 @@ fn add_fault(thread: &Thread, file: Identity, flags: u32, total_ns: u64) {
             (*faults).total_ns += total_ns;
         },
         None => count_lost(),
+    }
+}
+
+/// What a fault waited is time of its file.
+fn add_disk(thread: &Thread, file: Identity) {
+    let key = FileKey {
+        inode: file.inode,
+        device: file.device,
+        reserved: 0,
+    };
+    if file.inode != 0
+        && thread.fault_off_ns != 0
+        && let Some(total) = file_total(key)
+    {
+        // SAFETY: points into the map, whose values are plain numbers of this processor.
+        unsafe { (*total).disk_ns += thread.fault_off_ns };
     }
 }
 

@@ -118,6 +118,8 @@ pub struct Thread {
     pub inode: u64,
     /// When the page fault that it is in began; 0 if none.
     pub fault_ns: u64,
+    /// How much of it has been off the processor.
+    pub fault_off_ns: u64,
     pub fault_address: u64,
     /// Since when it is off the processor; 0 if it is on one.
     pub off_ns: u64,

@@ -29,6 +29,8 @@ pub struct StartUp<'a> {
     /// What it first waited on.
     pub ready_on: Option<Listener>,
     pub forked_after_listen: bool,
+    /// The server is not stopped at the point.
+    pub runs_on: bool,
     moments: Vec<(u64, HostPid, String)>,
 }
 
@@ -44,6 +46,7 @@ impl<'a> StartUp<'a> {
             listens: vec![],
             ready_on: None,
             forked_after_listen: false,
+            runs_on: options.runs_on(),
             moments: vec![],
         }
     }
@@ -169,11 +172,14 @@ impl<'a> StartUp<'a> {
             What::Accept { at } | What::Wait { at } => self.ready_on.clone_from(at),
             _ => {}
         }
-        let is_ready = matches!(event.what, What::Accept { .. } | What::Wait { .. });
+        let is_at_point = self.runs_on && self.is_at_point(&event.what);
         let text = match event.what {
             What::Fork { .. } => {
                 self.forked_after_listen |= !self.listens.is_empty();
-                return false;
+                if is_at_point {
+                    self.stop_ns = event.time_ns;
+                }
+                return is_at_point;
             }
             What::Exit { .. } => return false,
             What::Exec { path } => {
@@ -204,7 +210,21 @@ impl<'a> StartUp<'a> {
         if event.stopped {
             self.stopped = Some(event.pid);
         }
-        event.stopped || (self.options.runs_on() && is_ready)
+        event.stopped || is_at_point
+    }
+
+    /// Whether this is the point, of a server that is not stopped there.
+    fn is_at_point(&self, what: &What) -> bool {
+        match self.options.point {
+            CapturePoint::Listen | CapturePoint::PreListen => matches!(what, What::Listen { .. }),
+            CapturePoint::Accept => matches!(what, What::Accept { .. }),
+            CapturePoint::Fork => {
+                matches!(what, What::Fork { .. } if !self.listens.is_empty())
+            }
+            CapturePoint::Ready | CapturePoint::Warm | CapturePoint::Checkpoint => {
+                matches!(what, What::Accept { .. } | What::Wait { .. })
+            }
+        }
     }
 
     /// Adds a step of the start-up that is known without the probe.

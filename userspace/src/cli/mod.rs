@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 pub use self::{
     bench::Bench,
-    profile::{FREQUENCY, Format, Profile, ProfileCommand, ProfileDiff},
+    profile::{Format, Profile, ProfileCommand, ProfileDiff},
 };
 use crate::{
     capture,

@@ -11,14 +11,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::seconds;
 use crate::{
     listener::Wanted,
+    profile::stacks::FREQUENCY,
     report::{Folded, Form},
     restore::MemoryMode,
     target::Target,
     watch::CapturePoint,
 };
-
-/// How often stacks are sampled, unless it is said.
-pub const FREQUENCY: u32 = 999;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]

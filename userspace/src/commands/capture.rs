@@ -12,6 +12,7 @@ use crate::{
     capture::{self, Options},
     cli::{self, At},
     error::Error,
+    profile::stacks::FREQUENCY,
     report::Report,
     spawn::Command,
     store,
@@ -46,7 +47,7 @@ pub async fn run(
         name,
         how: arguments.how.checked(&points)?,
         leave_running: arguments.leave_running,
-        profiled: arguments.profile.as_ref().map(|_| cli::FREQUENCY),
+        profiled: arguments.profile.as_ref().map(|_| FREQUENCY),
     };
     let mut file = arguments
         .profile

@@ -134,15 +134,14 @@ impl Assembly<'_> {
                 continue;
             }
             let state = open.get(&(index as u32)).copied();
-            for span in state.into_iter().flat_map(|state| open_spans(state, seen)) {
+            let mut seen = seen.clone();
+            seen.start_ns = state.map_or(seen.start_ns, |state| state.start_ns);
+            for span in state.into_iter().flat_map(|state| open_spans(state, &seen)) {
                 let (thread, name) = (index as u32, None);
                 parts.push(self.part(&Kept { thread, name, span }));
             }
-            let thread = self.thread(seen, &parts, state);
-            threads
-                .entry(seen.tgid)
-                .or_default()
-                .push((seen.clone(), thread));
+            let thread = self.thread(&seen, &parts, state);
+            threads.entry(seen.tgid).or_default().push((seen, thread));
         }
         threads
     }

@@ -36,7 +36,11 @@ pub fn path(profile: &Profile) -> Vec<Step> {
                     jumps += 1;
                     continue;
                 }
-                None => break,
+                // As of a tree that ran before: it was made ready for the recording.
+                None => {
+                    steps.push(at.step(Class::Kernel, None, 0, now_ns));
+                    break;
+                }
             }
         };
         // A wake-up at another's behalf: that other one is why it took so long.
@@ -158,7 +162,7 @@ impl<'a> Threads<'a> {
             // What has ended a moment before has woken it by its end.
             tid != other && start_ns < at_ns && end_ns + 1_000_000 >= at_ns
         };
-        let place = places.filter(is_there).last()?;
+        let place = places.rev().find(is_there)?;
         slice_before(place.thread, at_ns.min(place.thread.end_ns)).map(|_| place)
     }
 

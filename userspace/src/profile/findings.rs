@@ -123,7 +123,7 @@ fn own_code(profile: &Profile) -> Option<Finding> {
     }
     Some(Finding {
         cost_ns,
-        title: format!("{} in code of the server itself", ms(cost_ns)),
+        title: "code of the server itself".to_owned(),
         evidence,
         advice:
             "load less, or later; an image skips it: `warmimg capture` at the latest point that \
@@ -172,7 +172,7 @@ fn lookups(profile: &Profile) -> Option<Finding> {
     let folders = lines(folders, |folder, _| format!("such as in {folder}/"));
     Some(Finding {
         cost_ns,
-        title: format!("{} failed look-ups of files", count(number)),
+        title: format!("failed look-ups of files: {}", count(number)),
         evidence: folders,
         advice: "shorten the search path (sys.path, NODE_PATH, the class path, include_path), or \
                  bundle the modules into fewer files"
@@ -184,7 +184,7 @@ fn sleeps(profile: &Profile) -> Option<Finding> {
     let cost_ns = cost(steps(profile, Class::Sleep));
     Some(Finding {
         cost_ns,
-        title: format!("slept {}", ms(cost_ns)),
+        title: "sleeping".to_owned(),
         evidence: by_text(profile, steps(profile, Class::Sleep)),
         advice: "wait for what is awaited instead of for a time: a file, a port, a notification"
             .to_owned(),
@@ -201,7 +201,7 @@ fn network(profile: &Profile) -> Option<Finding> {
     evidence.truncate(EVIDENCE);
     Some(Finding {
         cost_ns,
-        title: format!("waited {} for the network", ms(cost_ns)),
+        title: "waiting for the network".to_owned(),
         evidence,
         advice:
             "connect when it is first needed, to all at the same time, or to what is nearer; an \
@@ -214,7 +214,7 @@ fn peers(profile: &Profile) -> Option<Finding> {
     let cost_ns = cost(steps(profile, Class::Peer));
     Some(Finding {
         cost_ns,
-        title: format!("waited {} for other processes", ms(cost_ns)),
+        title: "waiting for other processes".to_owned(),
         evidence: by_text(profile, steps(profile, Class::Peer)),
         advice: "look at what is at the other end of the pipe or socket".to_owned(),
     })
@@ -235,7 +235,7 @@ fn storage(profile: &Profile) -> Option<Finding> {
     }
     Some(Finding {
         cost_ns,
-        title: format!("waited {} for storage", ms(cost_ns)),
+        title: "waiting for storage".to_owned(),
         evidence,
         advice:
             "read fewer or smaller files, or faster storage; profile again to see the start-up \
@@ -262,7 +262,7 @@ fn processors(profile: &Profile) -> Option<Finding> {
     others.retain(|_, (time, _)| *time > 0);
     Some(Finding {
         cost_ns,
-        title: format!("no processor was free for {}", ms(cost_ns)),
+        title: "waiting for a free processor".to_owned(),
         evidence: lines(others, |name, (time, threads)| match threads {
             1 => format!("{} of thread {name}", ms(time)),
             threads => format!("{} of {threads} threads {name}", ms(time)),
@@ -293,7 +293,7 @@ fn children(profile: &Profile) -> Option<Finding> {
     Some(Finding {
         cost_ns,
         title: format!(
-            "{} processes that end before the server is ready",
+            "processes that end before the server is ready: {}",
             count(number)
         ),
         evidence: lines(sums, |program, (time, times)| {
@@ -315,7 +315,7 @@ fn faults(profile: &Profile) -> Option<Finding> {
     }
     Some(Finding {
         cost_ns,
-        title: format!("{} in page faults", ms(cost_ns)),
+        title: "page faults".to_owned(),
         evidence: lines(sums, |mapping, (time, faults)| {
             format!("{} in {} faults of {mapping}", ms(time), count(faults))
         }),
@@ -328,7 +328,7 @@ fn locks(profile: &Profile) -> Option<Finding> {
     let cost_ns = cost(steps(profile, Class::Lock));
     Some(Finding {
         cost_ns,
-        title: format!("waited {} for locks", ms(cost_ns)),
+        title: "waiting for locks".to_owned(),
         evidence: by_text(profile, steps(profile, Class::Lock)),
         advice: "see who holds them: the time line shows what each thread does meanwhile"
             .to_owned(),
@@ -351,7 +351,7 @@ fn linking(profile: &Profile) -> Option<Finding> {
     let cost_ns = sums.values().map(|(time, _)| time).sum();
     Some(Finding {
         cost_ns,
-        title: format!("{} in the dynamic linker", ms(cost_ns)),
+        title: "the dynamic linker".to_owned(),
         evidence: lines(sums, |path, (time, times)| match times {
             1 => format!("{} for {path}", ms(time)),
             times => format!("{} for {} times {path}", ms(time), count(times)),

@@ -317,7 +317,7 @@ pub struct Step {
 pub struct Finding {
     /// What it costs.
     pub cost_ns: u64,
-    /// "2,314 failed look-ups of files".
+    /// What takes the time: "failed look-ups of files: 2,314".
     pub title: String,
     /// What shows it, in lines.
     pub evidence: Vec<String>,

@@ -71,8 +71,9 @@ impl Record {
             Item::Named(span, name) => {
                 self.names_cut += u64::from(span.flags & trace::SPAN_CUT != 0);
                 let name = self.name(name);
+                // Else it is the address of a peer.
                 if span.inode != 0
-                    && span.device != 0
+                    && span.class == trace::CLASS_FILES
                     && let Some(name) = name
                 {
                     self.paths.insert((span.device, span.inode), name);
@@ -82,6 +83,7 @@ impl Record {
             Item::End(span, times, name) => {
                 let thread = self.thread(&span);
                 self.alive.remove(&span.tid);
+                self.threads[thread as usize].start_ns = span.start_ns;
                 self.threads[thread as usize].end = Some((span.end_ns, times, name));
             }
         }

@@ -15,7 +15,7 @@ use crate::{
     output::Output,
     spawn::{Descriptors, Fresh, Place, Plan, Sandbox},
     target::Target,
-    watch::Watch,
+    watch::{CapturePoint, Watch},
 };
 
 /// What came of it.
@@ -62,10 +62,12 @@ pub async fn profile(
 
     progress(Progress::Attaching);
     let runs_on = options.leave_running || asked.is_some();
+    let runs_on = runs_on || options.point == CapturePoint::Warm;
     let stop_at = Some(options.point).filter(|_| !runs_on);
     let (mut watch, recording) = Watch::attach_recording(stop_at, options.how.listener.as_ref())?;
     let mut recorder = Recorder::new(recording, options.profiled.unwrap_or(0));
     let mut start_up = StartUp::new(options);
+    start_up.runs_on = runs_on;
     let recorded = async {
         let reached = start_up.run(
             &mut sandbox,

@@ -41,9 +41,6 @@ const FAULTS: [(&str, SoftwareEvent); 3] = [
 pub(super) const MAPS: [&str; 5] = ["THREADS", "CALLS", "FILES", "FAULTS", "LOOKUPS"];
 pub(super) const SPANS: &str = "SPANS";
 
-/// Bytes of the ring of spans: a second of 500,000 calls.
-pub(super) const RING: u32 = 1 << 26;
-
 /// What the probe tells.
 #[derive(Clone, Debug)]
 pub enum Item {

@@ -52,7 +52,7 @@ use crate::sys::{
 
 /// How often a running thread is sampled in a second, unless asked otherwise. Not a round number, so
 /// that it does not run in step with timers.
-pub const FREQUENCY: u32 = 1999;
+pub const FREQUENCY: u32 = 999;
 
 /// More would be but the cost of sampling.
 const HIGHEST_FREQUENCY: u32 = 10_000;

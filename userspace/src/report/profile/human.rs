@@ -202,10 +202,10 @@ fn findings(text: &mut String, profile: &Profile) {
     for (number, finding) in profile.findings.iter().enumerate() {
         let _ = writeln!(
             text,
-            "  {}. {}: {}",
+            "  {}. {}  {}",
             number + 1,
-            finding.title,
-            ms(finding.cost_ns)
+            ms(finding.cost_ns),
+            finding.title
         );
         for line in &finding.evidence {
             let _ = writeln!(text, "       {line}");
