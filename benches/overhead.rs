@@ -1,7 +1,8 @@
-//! What warmimg itself costs: `cargo xtask bench overhead [--runs N] [--part probe|fixed]`.
+//! What warmimg itself costs: `cargo xtask bench overhead [--runs N] [--part probe|profile|fixed]`.
 //!
-//! Prints, as medians: start-up with and without the probe; and what `warmimg restore` costs
-//! beyond what CRIU counts as its restore.
+//! Prints, as medians: start-up with and without the probe; start-up while it is profiled, without and
+//! with stacks, and below strace(1); and what `warmimg restore` costs beyond what CRIU counts as its
+//! restore.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -14,8 +15,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Workspace, server::Server, servers as real};
-use warmimg::{tree::HostPid, watch::Watch};
+use support::{Workspace, ask::Client, server::Server, servers as real};
+use warmimg::{report::profile::json, tree::HostPid, watch::Watch};
 
 /// How often the client tries, which is also its resolution.
 const INTERVAL: Duration = Duration::from_micros(250);
@@ -33,6 +34,9 @@ fn main() {
     let is_wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
     if is_wanted("probe") {
         probe_cost(runs);
+    }
+    if is_wanted("profile") {
+        profile_cost(runs);
     }
     if is_wanted("fixed") {
         fixed_cost(runs);
@@ -96,6 +100,72 @@ fn probe_cost(runs: usize) {
             ms(with)
         );
     }
+}
+
+/// Cold starts to the first response: as they are, profiled, and below strace, in turn.
+fn profile_cost(runs: usize) {
+    println!(
+        "\n{:<22} {:>9} {:>18} {:>18} {:>18}",
+        "cost of a profile", "without", "without stacks", "with stacks", "strace -f"
+    );
+    type Make = fn(&Workspace) -> Server;
+    let servers: [(&str, Make); 5] = [
+        ("nginx", real::nginx),
+        ("Express", |_| real::express()),
+        ("Django, 2 workers", |_| real::django_on_gunicorn()),
+        ("Rails", |_| real::rails_on_puma()),
+        ("Tomcat", real::tomcat),
+    ];
+    for (name, make) in servers {
+        let workspace = Workspace::new();
+        let server = make(&workspace);
+        let mut times: [Vec<Duration>; 4] = Default::default();
+        for _ in 0..runs {
+            times[0].push(first_byte_cold(&server, &workspace));
+            times[1].push(profiled(&server, &workspace, "0"));
+            times[2].push(profiled(&server, &workspace, "999"));
+            let strace = ["strace", "-f", "-o", "/dev/null"].map(str::to_owned);
+            let traced = Server {
+                command: [&strace, &server.command[..]].concat(),
+                environment: server.environment.clone(),
+                user: server.user,
+                client: server.client.clone(),
+            };
+            times[3].push(first_byte_cold(&traced, &workspace));
+        }
+        let [without, rest @ ..] = times.map(median);
+        print!("{name:<22} {:>6.1} ms", ms(without));
+        for with in rest {
+            let more = (with.as_secs_f64() / without.as_secs_f64() - 1.0) * 100.0;
+            print!(" {:>6.1} ms {more:>+6.1}%", ms(with));
+        }
+        println!();
+    }
+}
+
+/// The time to the first response that a profile tells of.
+fn profiled(server: &Server, workspace: &Workspace, frequency: &str) -> Duration {
+    let Client::Http(port) = server.client else {
+        unreachable!("all are asked by HTTP")
+    };
+    let path = workspace.path().join("profile.jsonl");
+    let (file, url) = (path.display(), format!("http://127.0.0.1:{port}/"));
+    let options = ["profile", "-F", frequency, "--url", &url, "-o"].map(str::to_owned);
+    let mut words = options.to_vec();
+    words.push(file.to_string());
+    if let Some(user) = server.user {
+        words.extend(["--user".to_owned(), user.to_owned()]);
+    }
+    words.push("--".to_owned());
+    words.extend(server.command.clone());
+    let mut command = workspace.warmimg(words);
+    command.envs(server.environment.iter().map(|(name, value)| (name, value)));
+    support::expect(0, &mut command);
+    server.wait_for_silence();
+    let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
+    let profile = json::read(file).unwrap();
+    assert_eq!(profile.lost.events, 0, "events were lost");
+    Duration::from_nanos(profile.length_ns)
 }
 
 /// The time from the start of `warmimg restore -d` to its end, less CRIU's own restore time.
