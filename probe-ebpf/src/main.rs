@@ -13,8 +13,6 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
-mod calls;
-#[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod profile;

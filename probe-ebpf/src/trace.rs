@@ -1,5 +1,7 @@
 //! What a start-up profile is made of: the times of every thread, and what they were spent on.
 
+use core::ops::AddAssign;
+
 use bytemuck::{Pod, Zeroable};
 
 /// The classes of time, by the numbers that user space gives them.
@@ -156,6 +158,15 @@ pub struct CallsTotal {
     pub on_ns: u64,
 }
 
+impl AddAssign for CallsTotal {
+    fn add_assign(&mut self, other: Self) {
+        self.count += other.count;
+        self.errors += other.errors;
+        self.total_ns += other.total_ns;
+        self.on_ns += other.on_ns;
+    }
+}
+
 /// A file, as a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
@@ -177,6 +188,17 @@ pub struct FileTotal {
     pub pages_missed: u64,
 }
 
+impl AddAssign for FileTotal {
+    fn add_assign(&mut self, other: Self) {
+        self.opens += other.opens;
+        self.reads += other.reads;
+        self.bytes_read += other.bytes_read;
+        self.on_ns += other.on_ns;
+        self.disk_ns += other.disk_ns;
+        self.pages_missed += other.pages_missed;
+    }
+}
+
 /// The page faults of a process in a file, or in no file, as a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
@@ -195,10 +217,25 @@ pub struct FaultsTotal {
     pub total_ns: u64,
 }
 
+impl AddAssign for FaultsTotal {
+    fn add_assign(&mut self, other: Self) {
+        self.count += other.count;
+        self.major += other.major;
+        self.total_ns += other.total_ns;
+    }
+}
+
 /// Failed look-ups of a process, the value of the map `LOOKUPS` by process id.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct LookupsTotal {
     pub count: u64,
     pub total_ns: u64,
+}
+
+impl AddAssign for LookupsTotal {
+    fn add_assign(&mut self, other: Self) {
+        self.count += other.count;
+        self.total_ns += other.total_ns;
+    }
 }

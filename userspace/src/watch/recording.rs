@@ -1,5 +1,7 @@
 //! What the probe records for a start-up profile: spans as they end, and totals at the end.
 
+use std::ops::AddAssign;
+
 use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, PerCpuHashMap, RingBuf},
@@ -8,6 +10,7 @@ use aya::{
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
 };
+use bytemuck::Pod;
 use probe_ebpf::trace;
 use tokio::io::unix::AsyncFd;
 
@@ -64,14 +67,16 @@ pub struct Totals {
     pub lost: u64,
 }
 
+type PerProcessor<K, V> = PerCpuHashMap<MapData, Shared<K>, Shared<V>>;
+
 /// What is recorded, as long as the [`super::Watch`] that it came with lives.
 pub struct Recording {
     spans: AsyncFd<RingBuf<MapData>>,
     threads: HashMap<MapData, u32, Shared<trace::Thread>>,
-    calls: PerCpuHashMap<MapData, Shared<trace::CallsKey>, Shared<trace::CallsTotal>>,
-    files: PerCpuHashMap<MapData, Shared<trace::FileKey>, Shared<trace::FileTotal>>,
-    faults: PerCpuHashMap<MapData, Shared<trace::FaultsKey>, Shared<trace::FaultsTotal>>,
-    lookups: PerCpuHashMap<MapData, u32, Shared<trace::LookupsTotal>>,
+    calls: PerProcessor<trace::CallsKey, trace::CallsTotal>,
+    files: PerProcessor<trace::FileKey, trace::FileTotal>,
+    faults: PerProcessor<trace::FaultsKey, trace::FaultsTotal>,
+    lookups: PerProcessor<u32, trace::LookupsTotal>,
     lost: Array<MapData, u64>,
     executed: Array<MapData, u32>,
 }
@@ -130,58 +135,25 @@ impl Recording {
     /// See [`WatchError`].
     pub fn totals(&self) -> Result<Totals, WatchError> {
         let threads = self.threads.iter().flatten();
-        let calls = self.calls.iter().flatten().map(|(key, each)| {
-            let sum = each
-                .iter()
-                .fold(trace::CallsTotal::default(), |sum, of| trace::CallsTotal {
-                    count: sum.count + of.0.count,
-                    errors: sum.errors + of.0.errors,
-                    total_ns: sum.total_ns + of.0.total_ns,
-                    on_ns: sum.on_ns + of.0.on_ns,
-                });
-            (key.0, sum)
-        });
-        let files = self.files.iter().flatten().map(|(key, each)| {
-            let sum = each
-                .iter()
-                .fold(trace::FileTotal::default(), |sum, of| trace::FileTotal {
-                    opens: sum.opens + of.0.opens,
-                    reads: sum.reads + of.0.reads,
-                    bytes_read: sum.bytes_read + of.0.bytes_read,
-                    on_ns: sum.on_ns + of.0.on_ns,
-                    disk_ns: sum.disk_ns + of.0.disk_ns,
-                    pages_missed: sum.pages_missed + of.0.pages_missed,
-                });
-            (key.0, sum)
-        });
-        let faults = self.faults.iter().flatten().map(|(key, each)| {
-            let sum = each.iter().fold(trace::FaultsTotal::default(), |sum, of| {
-                trace::FaultsTotal {
-                    count: sum.count + of.0.count,
-                    major: sum.major + of.0.major,
-                    total_ns: sum.total_ns + of.0.total_ns,
-                }
-            });
-            (key.0, sum)
-        });
-        let lookups = self.lookups.iter().flatten().map(|(tgid, each)| {
-            let sum = each.iter().fold(trace::LookupsTotal::default(), |sum, of| {
-                trace::LookupsTotal {
-                    count: sum.count + of.0.count,
-                    total_ns: sum.total_ns + of.0.total_ns,
-                }
-            });
-            (tgid, sum)
-        });
         Ok(Totals {
             threads: threads.map(|(tid, thread)| (tid, thread.0)).collect(),
-            calls: calls.collect(),
-            files: files.collect(),
-            faults: faults.collect(),
-            lookups: lookups.collect(),
+            calls: summed(&self.calls),
+            files: summed(&self.files),
+            faults: summed(&self.faults),
+            lookups: summed(&self.lookups),
             lost: self.lost.get(&0, 0)?,
         })
     }
+}
+
+/// The entries of a map, summed over the processors.
+fn summed<K: Pod, V: Pod + Default + AddAssign>(map: &PerProcessor<K, V>) -> Vec<(K, V)> {
+    let entries = map.iter().flatten().map(|(key, each)| {
+        let mut sum = V::default();
+        each.iter().for_each(|of| sum += of.0);
+        (key.0, sum)
+    });
+    entries.collect()
 }
 
 fn attach_faults(ebpf: &mut Ebpf) -> Result<(), WatchError> {

@@ -1,0 +1,186 @@
+//! System calls, from entry to exit.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use bytemuck::Zeroable as _;
+use probe_ebpf::trace::{
+    CLASS_DISK, CLASS_EVENTS, CLASS_FILES, CLASS_NETWORK, CLASS_OTHER, CLASS_PEER, CLASS_SLEEP,
+    CLASS_USER, NAME_LEN, SPAN_CALL, SPAN_CONNECTED, SPAN_REGULAR, Span, Thread,
+};
+
+use super::{
+    known_calls::{self, Names},
+    state::{NO_CALL, charge, current, now, turn},
+    tell::{span, tell, tell_call, tell_named},
+    totals::{add_call, add_file, add_lookup},
+};
+use crate::kernel::{AF_UNIX, Registers, current_tid, family_of, file_of, identity_of, sock_of};
+
+/// What a look-up of a path that does not exist returns.
+const ENOENT: i64 = -2;
+
+/// A system call begins.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn profile_enter(ctx: BtfTracePointContext) -> i32 {
+    if let Some(thread) = current() {
+        let registers: *const u8 = ctx.arg(0);
+        let number: i64 = ctx.arg(1);
+        enter(thread, Registers(registers as u64), number as i32);
+    }
+    0
+}
+
+fn enter(thread: &mut Thread, registers: Registers, number: i32) {
+    let now = now();
+    let known = known_calls::of(number);
+    thread.fault_ns = 0;
+    turn(thread, known.class, now);
+    thread.number = number;
+    thread.call_class = known.class;
+    thread.wait_class = known.wait;
+    thread.call_ns = now;
+    thread.call_on_ns = 0;
+    thread.call_off_ns = 0;
+    thread.flags = 0;
+    thread.inode = 0;
+    thread.device = 0;
+    thread.arguments = [
+        registers.argument(0).unwrap_or(0),
+        registers.argument(1).unwrap_or(0),
+        registers.argument(2).unwrap_or(0),
+    ];
+    match known.names {
+        Names::Descriptor | Names::Peer => see_descriptor(thread, thread.arguments[0] as i32),
+        Names::Several(count) => {
+            if thread.arguments[count & 1] == 0 {
+                thread.wait_class = CLASS_SLEEP;
+            }
+        }
+        Names::Nothing | Names::Path(_) | Names::Opened(_) => {}
+    }
+    thread.class = thread.call_class;
+}
+
+/// Takes note of the file that a call is about, and of the classes that follow from what it is.
+fn see_descriptor(thread: &mut Thread, fd: i32) {
+    const S_IFMT: u16 = 0o170_000;
+    const S_IFSOCK: u16 = 0o140_000;
+    const S_IFREG: u16 = 0o100_000;
+    const S_IFBLK: u16 = 0o060_000;
+    const S_IFIFO: u16 = 0o010_000;
+    const S_IFCHR: u16 = 0o020_000;
+    let Some(file) = file_of(fd) else { return };
+    let Some(identity) = identity_of(file) else {
+        return;
+    };
+    thread.inode = identity.inode;
+    thread.device = identity.device;
+    match identity.mode & S_IFMT {
+        S_IFREG | S_IFBLK => {
+            thread.call_class = CLASS_FILES;
+            thread.wait_class = CLASS_DISK;
+            thread.flags |= SPAN_REGULAR;
+        }
+        S_IFSOCK => {
+            thread.wait_class = match sock_of(file) {
+                Some(sock) if family_of(sock) == AF_UNIX => CLASS_PEER,
+                _ => CLASS_NETWORK,
+            };
+        }
+        S_IFIFO => thread.wait_class = CLASS_PEER,
+        S_IFCHR => thread.wait_class = CLASS_OTHER,
+        // An eventfd, timerfd, signalfd and the like.
+        _ => thread.wait_class = CLASS_EVENTS,
+    }
+}
+
+/// A system call is over.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn profile_exit(ctx: BtfTracePointContext) -> i32 {
+    if let Some(thread) = current() {
+        let result: i64 = ctx.arg(1);
+        exit(thread, result);
+    }
+    0
+}
+
+fn exit(thread: &mut Thread, result: i64) {
+    let number = thread.number;
+    thread.fault_ns = 0;
+    if number == NO_CALL {
+        turn(thread, CLASS_USER, now());
+        return;
+    }
+    let known = known_calls::of(number);
+    let now = now();
+    let class = thread.class;
+    charge(thread, class, now);
+    let is_error = (-4095..0).contains(&result);
+    let total = now.saturating_sub(thread.call_ns);
+    add_call(thread, number, is_error, total);
+    if let Names::Opened(_) = known.names
+        && !is_error
+        && let Some(identity) = file_of(result as i32).and_then(identity_of)
+    {
+        thread.inode = identity.inode;
+        thread.device = identity.device;
+    }
+    if thread.inode != 0 && known.class == CLASS_FILES || thread.flags & SPAN_REGULAR != 0 {
+        add_file(thread, known, result);
+    }
+    if result == ENOENT && matches!(known.names, Names::Path(_) | Names::Opened(_)) {
+        add_lookup(thread.tgid, total);
+    }
+    let mut over = span(SPAN_CALL, current_tid(), thread, thread.call_ns, now);
+    over.class = thread.call_class;
+    over.flags = thread.flags;
+    over.device = thread.device;
+    over.inode = thread.inode;
+    over.result = result;
+    over.arguments = thread.arguments;
+    match known.names {
+        Names::Path(index) | Names::Opened(index) => {
+            tell_named(over, thread, thread.arguments[index & 1], 0);
+        }
+        Names::Peer => {
+            let socket = file_of(thread.arguments[0] as i32).and_then(sock_of);
+            let (address, len) = (thread.arguments[1], thread.arguments[2]);
+            // Known by its socket from now on, as its state may change later.
+            over.arguments[2] = socket.unwrap_or(0);
+            tell_named(over, thread, address, len.clamp(1, NAME_LEN as u64));
+        }
+        _ => tell_call(over, thread),
+    }
+    // If it could not be told of.
+    if thread.number != NO_CALL {
+        leave(thread);
+    }
+}
+
+/// Returns to the thread's own code; what was done here counts as the kernel's.
+pub fn leave(thread: &mut Thread) -> u64 {
+    let now = now();
+    turn(thread, CLASS_USER, now);
+    thread.number = NO_CALL;
+    now
+}
+
+/// A TCP connection was established.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn profile_tcp(ctx: BtfTracePointContext) -> i32 {
+    const TCP_ESTABLISHED: i32 = 1;
+    const TCP_SYN_SENT: i32 = 2;
+    let sock: *const u8 = ctx.arg(0);
+    let old: i32 = ctx.arg(1);
+    let new: i32 = ctx.arg(2);
+    if old == TCP_SYN_SENT && new == TCP_ESTABLISHED {
+        // In the context of any task: user space knows the socket or not.
+        let mut connected = Span::zeroed();
+        connected.kind = SPAN_CONNECTED;
+        connected.start_ns = now();
+        connected.end_ns = connected.start_ns;
+        connected.number = NO_CALL;
+        connected.arguments[0] = sock as u64;
+        tell(connected);
+    }
+    0
+}

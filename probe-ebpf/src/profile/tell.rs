@@ -1,0 +1,87 @@
+//! Tells user space of what is over.
+
+use aya_ebpf::{macros::map, maps::RingBuf};
+use probe_ebpf::trace::{NAME_LEN, NamedSpan, SPAN_CUT, Span, Thread};
+
+use super::{calls::leave, state::count_lost};
+use crate::kernel::read_user_text;
+
+/// What is over; user space sets the size.
+#[map]
+pub static SPANS: RingBuf = RingBuf::with_byte_size(1 << 26, 0);
+
+pub fn span(kind: u32, tid: u32, thread: &Thread, start_ns: u64, end_ns: u64) -> Span {
+    Span {
+        kind,
+        flags: 0,
+        tgid: thread.tgid,
+        tid,
+        start_ns,
+        end_ns,
+        woken_ns: 0,
+        waker: 0,
+        class: 0,
+        number: thread.number,
+        device: 0,
+        inode: 0,
+        result: 0,
+        arguments: [0; 3],
+    }
+}
+
+pub fn tell(span: Span) {
+    let Some(mut entry) = SPANS.reserve::<Span>(0) else {
+        count_lost();
+        return;
+    };
+    entry.write(span);
+    entry.submit(wake_up());
+}
+
+/// Tells of a system call, which ends now.
+pub fn tell_call(mut span: Span, thread: &mut Thread) {
+    let Some(mut entry) = SPANS.reserve::<Span>(0) else {
+        count_lost();
+        return;
+    };
+    span.end_ns = leave(thread);
+    entry.write(span);
+    entry.submit(wake_up());
+}
+
+/// Tells of a system call with a text of the process' memory, `len` bytes long or, if that is 0, up to a
+/// NUL.
+pub fn tell_named(span: Span, thread: &mut Thread, address: u64, len: u64) {
+    let Some(mut entry) = SPANS.reserve::<NamedSpan>(0) else {
+        count_lost();
+        return;
+    };
+    // SAFETY: the reserved bytes are ours until submitted, and every field is written.
+    let named = unsafe {
+        let named = entry.as_mut_ptr();
+        (*named).span = span;
+        (*named).name = [0; NAME_LEN];
+        &mut *named
+    };
+    let (copied, is_cut) = read_user_text(address, len, &mut named.name);
+    named.name_len = copied;
+    if is_cut {
+        named.span.flags |= SPAN_CUT;
+    }
+    named.span.end_ns = leave(thread);
+    entry.submit(wake_up());
+}
+
+/// How a span is handed over: user space is woken for a million bytes at a time, as each wake-up is an
+/// interrupt, which takes longer than the call that was told of.
+pub fn wake_up() -> u64 {
+    const NO_WAKEUP: u64 = 1;
+    const FORCE_WAKEUP: u64 = 2;
+    const AVAILABLE: u64 = 0;
+    const ENOUGH: u64 = 1 << 20;
+    if SPANS.query(AVAILABLE) < ENOUGH {
+        NO_WAKEUP
+    } else {
+        FORCE_WAKEUP
+    }
+}
