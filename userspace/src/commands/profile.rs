@@ -40,7 +40,7 @@ pub async fn run(
     // Opened before anything runs, so that no profile is lost to a wrong path.
     let mut file = arguments.output.as_deref().map(create).transpose()?;
     let mut signals = Signals::catch()?;
-    let (mut profiles, mut running) = (vec![], None);
+    let (mut profiles, mut running, mut failure) = (vec![], None, None);
     for _ in 0..arguments.runs {
         let profiled = match &subject {
             What::Command(options) => {
@@ -56,12 +56,20 @@ pub async fn run(
             What::Image(image) => Profiled {
                 profile: restored(global, arguments, *image, &mut signals).await?,
                 running: None,
+                failure: None,
             },
         };
         profiles.push(profiled.profile);
         running = profiled.running;
+        failure = profiled.failure;
+        if failure.is_some() {
+            break;
+        }
     }
     report.profiles(&profiles, arguments, file.as_mut())?;
+    if let Some(failure) = failure {
+        return Err(failure.into());
+    }
     match running {
         None => Ok(0),
         Some((mut sandbox, mut output)) => {

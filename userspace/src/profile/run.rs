@@ -23,10 +23,13 @@ pub struct Profiled {
     pub profile: Profile,
     /// The server, if it was left running.
     pub running: Option<(Sandbox, Output)>,
+    /// Why it goes only as far as it does: the server ended, took too long, or was interrupted.
+    pub failure: Option<CaptureError>,
 }
 
 /// Starts a command and records what it does until it is at the point, or until it has answered the
-/// first request, if there is something to ask. `interrupted` ends it when it completes.
+/// first request, if there is something to ask. `interrupted` ends it when it completes. Of a start-up
+/// that fails there is a profile as well.
 ///
 /// # Errors
 /// See [`CaptureError`].
@@ -68,7 +71,7 @@ pub async fn profile(
     let mut recorder = Recorder::new(recording, options.profiled.unwrap_or(0));
     let mut start_up = StartUp::new(options);
     start_up.runs_on = runs_on;
-    let recorded = async {
+    let at_point = async {
         let reached = start_up.run(
             &mut sandbox,
             &mut watch,
@@ -77,27 +80,53 @@ pub async fn profile(
             &mut progress,
         );
         reached.await?;
-        let response_ns = match asked {
-            None => None,
-            Some(target) => Some(first_response(&mut recorder, target, options.limit).await?),
-        };
-        let subject = Subject {
-            command: options.command.words(),
-            point: options.point,
-            end_ns: response_ns.unwrap_or(start_up.stop_ns),
-            restored_ns: None,
-            response_ns,
-        };
-        let profile = recorder.finish(subject)?;
-        Ok::<_, CaptureError>(profile)
+        match asked {
+            Some(target) => {
+                let answered = first_response(&mut recorder, target, options.limit);
+                answered.await.map(Some)
+            }
+            None => Ok(None),
+        }
     };
-    let profile = tokio::select! {
-        recorded = recorded => recorded?,
-        () = interrupted => return Err(CaptureError::Interrupted),
+    let outcome = tokio::select! {
+        outcome = at_point => outcome,
+        () = interrupted => Err(CaptureError::Interrupted),
     };
+    let (response_ns, failure) = match outcome {
+        Ok(response_ns) => (response_ns, None),
+        Err(error) if has_begun(&error) => (None, Some(error)),
+        Err(error) => return Err(error),
+    };
+    let subject = Subject {
+        command: options.command.words(),
+        point: options.point,
+        end_ns: match failure {
+            None => response_ns.unwrap_or(start_up.stop_ns),
+            Some(_) => Clocks::now().monotonic_ns,
+        },
+        restored_ns: None,
+        response_ns,
+    };
+    let mut profile = recorder.finish(subject)?;
+    profile.lost.events += watch.dropped()?;
     drop(watch);
     let running = options.leave_running.then_some((sandbox, output));
-    Ok(Profiled { profile, running })
+    Ok(Profiled {
+        profile,
+        running,
+        failure,
+    })
+}
+
+/// Whether there is a start-up to tell of, though not to its end.
+fn has_begun(error: &CaptureError) -> bool {
+    matches!(
+        error,
+        CaptureError::ExitedEarly { .. }
+            | CaptureError::Timeout(_)
+            | CaptureError::NoResponse { .. }
+            | CaptureError::Interrupted
+    )
 }
 
 /// Asks until there is a response; returns when it was complete, in the clock of the record.
