@@ -169,6 +169,10 @@ pub const KERNEL_MEMBERS: [(&str, &str); 30] = [
     ("vm_area_struct", "vm_file"),
 ];
 
+/// How many of them the probe needs if it does not record a profile: older kernels lack some of the
+/// others.
+pub const MEMBERS_WITHOUT_PROFILE: usize = 21;
+
 const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_MEMBERS.len());
 
 /// The system calls on memory that a guard is notified of, and that must not fail when a signal

@@ -207,7 +207,11 @@ impl Watch {
         records: bool,
     ) -> Result<(Self, aya::Btf), WatchError> {
         let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
-        let offsets = kernel_offsets(&data)?;
+        let members = match records {
+            true => probe::KERNEL_MEMBERS.len(),
+            false => probe::MEMBERS_WITHOUT_PROFILE,
+        };
+        let offsets = kernel_offsets(&data, members)?;
         let btf = aya::Btf::parse(&data, aya::Endianness::default())?;
         let stop_at = point.map_or(probe::STOP_NEVER, CapturePoint::stop_at);
         let wanted = listener.map_or_else(bytemuck::Zeroable::zeroed, wanted);
@@ -290,7 +294,7 @@ impl Watch {
 /// [`WatchError::NoBtf`] or [`WatchError::Btf`].
 pub fn missing_tracepoints() -> Result<Vec<String>, WatchError> {
     let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
-    kernel_offsets(&data)?;
+    kernel_offsets(&data, probe::MEMBERS_WITHOUT_PROFILE)?;
     let btf = btf::Btf::parse(&data)?;
     let names = PROGRAMS
         .iter()
@@ -336,10 +340,15 @@ fn wanted(listener: &Wanted) -> probe::Wanted {
     wanted
 }
 
-fn kernel_offsets(btf: &[u8]) -> Result<[u32; probe::KERNEL_MEMBERS.len()], btf::BtfError> {
+/// The offsets of the first `count` members; the others stay 0.
+fn kernel_offsets(
+    btf: &[u8],
+    count: usize,
+) -> Result<[u32; probe::KERNEL_MEMBERS.len()], btf::BtfError> {
     let btf = btf::Btf::parse(btf)?;
     let mut offsets = [0; probe::KERNEL_MEMBERS.len()];
-    for (offset, (structure, member)) in offsets.iter_mut().zip(probe::KERNEL_MEMBERS) {
+    let members = probe::KERNEL_MEMBERS.iter().take(count);
+    for (offset, (structure, member)) in offsets.iter_mut().zip(members) {
         *offset = btf.offset(structure, member)?;
     }
     Ok(offsets)

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use super::super::{columns, units::Milliseconds};
-use crate::profile::{Class, Profile, Step, Times};
+use crate::{
+    profile::{Class, MilestoneKind, Profile, Step, Times},
+    watch::CapturePoint,
+};
 
 /// Columns of the longest bar.
 const BAR: usize = 40;
@@ -21,6 +24,7 @@ pub fn render(profile: &Profile, shows_path: bool) -> String {
         critical_path(&mut text, profile);
     }
     findings(&mut text, profile);
+    savings(&mut text, profile);
     lost(&mut text, profile);
     text
 }
@@ -213,6 +217,30 @@ fn findings(text: &mut String, profile: &Profile) {
         let _ = writeln!(text, "     {}", finding.advice);
     }
     text.push('\n');
+}
+
+/// What an image skips, which takes it on from the point that it was captured at.
+fn savings(text: &mut String, profile: &Profile) {
+    if profile.point == CapturePoint::Checkpoint {
+        return;
+    }
+    let points = profile.milestones.iter().filter_map(|milestone| {
+        let point = match milestone.kind {
+            MilestoneKind::Listen => CapturePoint::Listen,
+            MilestoneKind::Ready => CapturePoint::Ready,
+            MilestoneKind::Response => CapturePoint::Warm,
+            MilestoneKind::Restored => return None,
+        };
+        Some(format!("{} with --at {point}", ms(milestone.at_ns)))
+    });
+    let points: Vec<_> = points.collect();
+    if !points.is_empty() {
+        let _ = writeln!(
+            text,
+            "What an image skips: {}; `warmimg bench` measures it.\n",
+            points.join(", ")
+        );
+    }
 }
 
 fn lost(text: &mut String, profile: &Profile) {
