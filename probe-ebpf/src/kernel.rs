@@ -40,7 +40,6 @@ static OFFSETS: KernelOffsets = KernelOffsets {
     folio_flags_1: 0,
     folio_mapping: 0,
     mapping_host: 0,
-    vma_file: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -51,10 +50,13 @@ static WANTED: Wanted = Wanted {
     text: [0; TEXT_LEN],
 };
 
-/// The offsets as user space set them; volatile, or the compiler would use the zeros above.
-fn offsets() -> KernelOffsets {
-    // SAFETY: a valid, initialised static.
-    unsafe { core::ptr::read_volatile(&raw const OFFSETS) }
+/// An offset as user space set it; volatile, or the compiler would use the zeros above. One by one, as
+/// all of them would be read each time.
+macro_rules! offset {
+    ($member:ident) => {
+        // SAFETY: a valid, initialised static.
+        unsafe { core::ptr::read_volatile(&raw const OFFSETS.$member) }
+    };
 }
 
 /// Reads a `T` at `base + offset` of kernel memory; `None` if that is not mapped.
@@ -81,12 +83,12 @@ pub fn current_tid() -> u32 {
 }
 
 pub fn tgid_of(task: u64) -> Option<u32> {
-    read(task, offsets().task_tgid)
+    read(task, offset!(task_tgid))
 }
 
 /// The id of a thread.
 pub fn tid_of(task: u64) -> Option<u32> {
-    read(task, offsets().task_pid)
+    read(task, offset!(task_pid))
 }
 
 /// Which file it is, of which type.
@@ -98,91 +100,85 @@ pub struct Identity {
 }
 
 fn identity_of_inode(inode: u64) -> Option<Identity> {
-    let offsets = offsets();
-    let superblock: u64 = read(inode, offsets.inode_sb)?;
+    let superblock: u64 = read(inode, offset!(inode_sb))?;
     Some(Identity {
-        inode: read(inode, offsets.inode_ino)?,
-        device: read(superblock, offsets.sb_dev)?,
-        mode: read(inode, offsets.inode_mode)?,
+        inode: read(inode, offset!(inode_ino))?,
+        device: read(superblock, offset!(sb_dev))?,
+        mode: read(inode, offset!(inode_mode))?,
     })
 }
 
 pub fn identity_of(file: u64) -> Option<Identity> {
-    identity_of_inode(read(file, offsets().file_inode)?)
+    identity_of_inode(read(file, offset!(file_inode))?)
 }
 
-/// The file of a `struct vm_area_struct`, if it has one.
-pub fn file_mapped_by(mapping: u64) -> Option<Identity> {
-    let file: u64 = read(mapping, offsets().vma_file)?;
-    if file == 0 { None } else { identity_of(file) }
+/// The file of a `struct address_space`.
+pub fn file_of_mapping(mapping: u64) -> Option<Identity> {
+    identity_of_inode(read(mapping, offset!(mapping_host))?)
 }
 
 /// The file that a `struct folio` is of, and how many pages it has.
 pub fn missed_pages(folio: u64) -> Option<(Identity, u64)> {
-    let offsets = offsets();
-    let mapping: u64 = read(folio, offsets.folio_mapping)?;
-    let identity = identity_of_inode(read(mapping, offsets.mapping_host)?)?;
-    let flags: u64 = read(folio, offsets.folio_flags)?;
+    let mapping: u64 = read(folio, offset!(folio_mapping))?;
+    let identity = file_of_mapping(mapping)?;
+    let flags: u64 = read(folio, offset!(folio_flags))?;
     // `PG_head` of include/linux/page-flags.h; the order is in the low byte of the second page's flags.
     const HEAD: u64 = 1 << 6;
     let order = match flags & HEAD {
         0 => 0,
-        _ => read::<u64>(folio, offsets.folio_flags_1)? & 0x1f,
+        _ => read::<u64>(folio, offset!(folio_flags_1))? & 0x1f,
     };
     Some((identity, 1 << order))
 }
 
 /// The wait status of `task` if it was the last thread of its process.
 pub fn exit_status_if_last(task: u64) -> Option<u32> {
-    let offsets = offsets();
-    let signal: u64 = read(task, offsets.task_signal)?;
-    let live: i32 = read(signal, offsets.signal_live)?;
+    let signal: u64 = read(task, offset!(task_signal))?;
+    let live: i32 = read(signal, offset!(signal_live))?;
     if live > 0 {
         return None;
     }
-    read(task, offsets.task_exit_code)
+    read(task, offset!(task_exit_code))
 }
 
 /// The `struct file *` behind a descriptor of the current task.
 pub fn file_of(fd: i32) -> Option<u64> {
-    let offsets = offsets();
     if fd < 0 {
         return None;
     }
     // SAFETY: takes no arguments and returns the current task.
     let task = unsafe { bpf_get_current_task() };
-    let files: u64 = read(task, offsets.task_files)?;
-    let table: u64 = read(files, offsets.files_fdt)?;
-    let max: u32 = read(table, offsets.fdtable_max_fds)?;
+    let files: u64 = read(task, offset!(task_files))?;
+    let table: u64 = read(files, offset!(files_fdt))?;
+    let max: u32 = read(table, offset!(fdtable_max_fds))?;
     if fd as u32 >= max {
         return None;
     }
-    let array: u64 = read(table, offsets.fdtable_fd)?;
+    let array: u64 = read(table, offset!(fdtable_fd))?;
     let file: u64 = read(array + (fd as u64) * 8, 0)?;
     if file == 0 { None } else { Some(file) }
 }
 
 pub fn private_data(file: u64) -> Option<u64> {
-    read(file, offsets().file_private_data)
+    read(file, offset!(file_private_data))
 }
 
 /// The `struct sock *` of a file that is a socket.
 pub fn sock_of(file: u64) -> Option<u64> {
     const S_IFMT: u16 = 0o170_000;
     const S_IFSOCK: u16 = 0o140_000;
-    let offsets = offsets();
-    let inode: u64 = read(file, offsets.file_inode)?;
-    let mode: u16 = read(inode, offsets.inode_mode)?;
+    let inode: u64 = read(file, offset!(file_inode))?;
+    let mode: u16 = read(inode, offset!(inode_mode))?;
     if mode & S_IFMT != S_IFSOCK {
         return None;
     }
-    let socket: u64 = read(file, offsets.file_private_data)?;
-    let sock: u64 = read(socket, offsets.socket_sk)?;
+    let socket: u64 = read(file, offset!(file_private_data))?;
+    let sock: u64 = read(socket, offset!(socket_sk))?;
     if sock == 0 { None } else { Some(sock) }
 }
 
 pub fn state_of(sock: u64) -> u8 {
-    read(sock, offsets().sock_state).unwrap_or(0)
+    read(sock, offset!(sock_state)).unwrap_or(0)
 }
 
 pub fn is_listening(sock: u64) -> bool {
@@ -190,7 +186,7 @@ pub fn is_listening(sock: u64) -> bool {
 }
 
 pub fn family_of(sock: u64) -> u16 {
-    read(sock, offsets().sock_family).unwrap_or(0)
+    read(sock, offset!(sock_family)).unwrap_or(0)
 }
 
 /// Whether a socket is the listener that counts.
@@ -209,12 +205,11 @@ pub fn is_wanted(sock: u64) -> bool {
     if family == 0 && port == 0 {
         return true;
     }
-    let offsets = offsets();
     let found = family_of(sock);
     if family == AF_UNIX || found == AF_UNIX {
         return family == found && has_wanted_path(sock, len);
     }
-    if read::<u16>(sock, offsets.sock_num) != Some(port) {
+    if read::<u16>(sock, offset!(sock_num)) != Some(port) {
         return false;
     }
     if family == 0 {
@@ -224,8 +219,8 @@ pub fn is_wanted(sock: u64) -> bool {
         return false;
     }
     let (offset, len) = match family {
-        AF_INET => (offsets.sock_rcv_saddr, 4),
-        _ => (offsets.sock_v6_rcv_saddr, 16),
+        AF_INET => (offset!(sock_rcv_saddr), 4),
+        _ => (offset!(sock_v6_rcv_saddr), 16),
     };
     (0..len).all(|i| read(sock, offset + i) == Some(wanted_byte(i)))
 }
@@ -237,11 +232,10 @@ fn wanted_byte(index: u32) -> u8 {
 
 fn has_wanted_path(sock: u64, wanted_len: u32) -> bool {
     const FAMILY_LEN: u32 = 2;
-    let offsets = offsets();
-    let Some(address) = read::<u64>(sock, offsets.unix_sock_addr) else {
+    let Some(address) = read::<u64>(sock, offset!(unix_sock_addr)) else {
         return false;
     };
-    let len = read::<u32>(address, offsets.unix_address_len).unwrap_or(0);
+    let len = read::<u32>(address, offset!(unix_address_len)).unwrap_or(0);
     // That of a path counts its final NUL; an abstract name, which begins with one, ends without.
     let is_path = wanted_byte(0) != 0;
     let is_same_length =
@@ -253,7 +247,7 @@ fn has_wanted_path(sock: u64, wanted_len: u32) -> bool {
         if i >= wanted_len {
             return true;
         }
-        if read(address, offsets.unix_address_name + FAMILY_LEN + i) != Some(wanted_byte(i)) {
+        if read(address, offset!(unix_address_name) + FAMILY_LEN + i) != Some(wanted_byte(i)) {
             return false;
         }
     }
@@ -262,31 +256,30 @@ fn has_wanted_path(sock: u64, wanted_len: u32) -> bool {
 
 /// Writes the local address of `sock` into `event`.
 pub fn describe_sock(sock: u64, event: &mut Event) {
-    let offsets = offsets();
     event.family = family_of(sock);
     match event.family {
         AF_INET => {
-            event.port = read(sock, offsets.sock_num).unwrap_or(0);
-            let address: [u8; 4] = read(sock, offsets.sock_rcv_saddr).unwrap_or_default();
+            event.port = read(sock, offset!(sock_num)).unwrap_or(0);
+            let address: [u8; 4] = read(sock, offset!(sock_rcv_saddr)).unwrap_or_default();
             event.text[..4].copy_from_slice(&address);
             event.text_len = 4;
         }
         AF_INET6 => {
-            event.port = read(sock, offsets.sock_num).unwrap_or(0);
-            let address: [u8; 16] = read(sock, offsets.sock_v6_rcv_saddr).unwrap_or_default();
+            event.port = read(sock, offset!(sock_num)).unwrap_or(0);
+            let address: [u8; 16] = read(sock, offset!(sock_v6_rcv_saddr)).unwrap_or_default();
             event.text[..16].copy_from_slice(&address);
             event.text_len = 16;
         }
         AF_UNIX => {
             // The name is a `sockaddr_un`: two bytes of family, then the path.
             const FAMILY_LEN: u32 = 2;
-            let address: u64 = read(sock, offsets.unix_sock_addr).unwrap_or(0);
+            let address: u64 = read(sock, offset!(unix_sock_addr)).unwrap_or(0);
             if address == 0 {
                 return;
             }
-            let len: u32 = read(address, offsets.unix_address_len).unwrap_or(0);
+            let len: u32 = read(address, offset!(unix_address_len)).unwrap_or(0);
             let len = len.saturating_sub(FAMILY_LEN);
-            let path = address + u64::from(offsets.unix_address_name + FAMILY_LEN);
+            let path = address + u64::from(offset!(unix_address_name) + FAMILY_LEN);
             // SAFETY: the helper checks the address and fails instead of faulting.
             if unsafe { bpf_probe_read_kernel_buf(path as *const u8, &mut event.text) }.is_ok() {
                 event.text_len = len.min(TEXT_LEN as u32);
@@ -298,7 +291,7 @@ pub fn describe_sock(sock: u64, event: &mut Event) {
 
 /// Writes the path of what `bprm` executes into `event`.
 pub fn describe_exec(bprm: u64, event: &mut Event) {
-    let Some(name) = read::<u64>(bprm, offsets().binprm_filename) else {
+    let Some(name) = read::<u64>(bprm, offset!(binprm_filename)) else {
         return;
     };
     // SAFETY: the buffer is valid for its length and the helper checks the address it reads.
@@ -320,7 +313,7 @@ pub fn describe_exec(bprm: u64, event: &mut Event) {
 
 /// Whether a Unix socket has a name, without which it cannot listen.
 pub fn is_bound_unix(sock: u64) -> bool {
-    read::<u64>(sock, offsets().unix_sock_addr).unwrap_or(0) != 0
+    read::<u64>(sock, offset!(unix_sock_addr)).unwrap_or(0) != 0
 }
 
 /// Reads a `T` of the current process; `None` if that is not mapped.

@@ -132,11 +132,10 @@ pub struct KernelOffsets {
     pub folio_flags_1: u32,
     pub folio_mapping: u32,
     pub mapping_host: u32,
-    pub vma_file: u32,
 }
 
 /// The members behind [`KernelOffsets`], in its order: structure, then the path of the member.
-pub const KERNEL_MEMBERS: [(&str, &str); 30] = [
+pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
     ("task_struct", "tgid"),
     ("task_struct", "files"),
     ("task_struct", "signal"),
@@ -166,7 +165,6 @@ pub const KERNEL_MEMBERS: [(&str, &str); 30] = [
     ("folio", "_flags_1"),
     ("folio", "mapping"),
     ("address_space", "host"),
-    ("vm_area_struct", "vm_file"),
 ];
 
 /// How many of them the probe needs if it does not record a profile: older kernels lack some of the

@@ -122,6 +122,9 @@ pub struct Thread {
     pub fault_ns: u64,
     /// How much of it has been off the processor.
     pub fault_off_ns: u64,
+    /// The file that it brings in a page of; 0 if none.
+    pub fault_inode: u64,
+    pub fault_device: u64,
     pub fault_address: u64,
     /// Since when it is off the processor; 0 if it is on one.
     pub off_ns: u64,

@@ -86,6 +86,8 @@ pub fn begin(tid: u32, tgid: u32, class: u32, now: u64) {
         inode: 0,
         fault_ns: 0,
         fault_off_ns: 0,
+        fault_inode: 0,
+        fault_device: 0,
         fault_address: 0,
         off_ns,
         woken_ns: off_ns,

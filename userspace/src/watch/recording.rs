@@ -33,6 +33,12 @@ pub(super) const PROGRAMS: [(&str, &str); 12] = [
     ("profile_tcp", "inet_sock_set_state"),
 ];
 
+/// Those whose tracepoints older kernels lack: faults of files are then told of as of no file.
+const OPTIONAL: [(&str, &str); 2] = [
+    ("profile_file", "mm_filemap_fault"),
+    ("profile_around", "mm_filemap_map_pages"),
+];
+
 /// The programs that are told of page faults.
 const FAULTS: [(&str, SoftwareEvent); 3] = [
     ("profile_fault", SoftwareEvent::PageFaults),
@@ -86,6 +92,11 @@ impl Recording {
     pub(super) fn attach(ebpf: &mut Ebpf, btf: &aya::Btf) -> Result<Self, WatchError> {
         for (name, tracepoint) in PROGRAMS {
             super::attach(ebpf, btf, name, tracepoint)?;
+        }
+        for (name, tracepoint) in OPTIONAL {
+            if let Err(error) = super::attach(ebpf, btf, name, tracepoint) {
+                tracing::debug!("{error}");
+            }
         }
         attach_faults(ebpf)?;
         let mut take = |name: &'static str| ebpf.take_map(name).ok_or(WatchError::Incomplete(name));
