@@ -234,6 +234,10 @@ fn what_cannot_be_profiled_is_told() {
     let workspace = Workspace::new();
     let said = workspace.fail(100, ["profile", "-o", "/no/such/file", "--", "sleep", "9"]);
     assert!(said.contains("cannot write /no/such/file"), "{said}");
+    let path = workspace.path().join("none.html").display().to_string();
+    let early = ["capture", "--profile", &path, "--", "sh", "-c", "exit 3"];
+    workspace.fail(102, early);
+    assert!(!Path::new(&path).exists(), "an empty profile is left");
     let said = workspace.fail(102, ["profile", "--", "sh", "-c", "exit 3"]);
     assert!(said.contains("exit status 3"), "{said}");
     let said = workspace.fail(103, ["profile", "--timeout", "0.5", "--", "sleep", "99"]);

@@ -5,7 +5,9 @@ use std::path::Path;
 use clap::ValueEnum as _;
 
 use super::{
-    auto, prepare, profile, rehearse,
+    auto, prepare,
+    profile::ProfileFile,
+    rehearse,
     supervise::{Signals, supervise},
 };
 use crate::{
@@ -49,11 +51,8 @@ pub async fn run(
         leave_running: arguments.leave_running,
         profiled: arguments.profile.as_ref().map(|_| FREQUENCY),
     };
-    let mut file = arguments
-        .profile
-        .as_deref()
-        .map(profile::create)
-        .transpose()?;
+    let file = arguments.profile.as_deref().map(ProfileFile::open);
+    let mut file = file.transpose()?;
     let mut signals = Signals::catch()?;
     if arguments.at == At::Auto {
         let image = auto::capture_best(&store, &criu, &options, &mut signals, report).await?;
@@ -75,7 +74,7 @@ pub async fn run(
     if let (Some(profile), Some(path), Some(file)) =
         (&captured.profile, &arguments.profile, &mut file)
     {
-        report.profile_to(profile, path, file)?;
+        report.profile_to(profile, path, file.fill()?)?;
     }
     report.captured(&captured.image, &global.store)?;
     match captured.running {

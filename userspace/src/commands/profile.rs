@@ -1,6 +1,10 @@
 //! `warmimg profile`
 
-use std::{fs, io::BufReader, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, BufReader},
+    path::Path,
+};
 
 use super::{
     open_store,
@@ -37,8 +41,8 @@ pub async fn run(
         Some(image) => What::Image(image.as_deref()),
         None => What::Command(Box::new(options(arguments)?)),
     };
-    // Opened before anything runs, so that no profile is lost to a wrong path.
-    let mut file = arguments.output.as_deref().map(create).transpose()?;
+    let file = arguments.output.as_deref().map(ProfileFile::open);
+    let mut file = file.transpose()?;
     let mut signals = Signals::catch()?;
     let (mut profiles, mut running, mut failure) = (vec![], None, None);
     for _ in 0..arguments.runs {
@@ -66,7 +70,8 @@ pub async fn run(
             break;
         }
     }
-    report.profiles(&profiles, arguments, file.as_mut())?;
+    let file = file.as_mut().map(ProfileFile::fill).transpose()?;
+    report.profiles(&profiles, arguments, file)?;
     if let Some(failure) = failure {
         return Err(failure.into());
     }
@@ -79,17 +84,55 @@ pub async fn run(
     }
 }
 
-/// Makes the file that a profile goes to.
-pub fn create(path: &Path) -> Result<fs::File, Error> {
-    fs::File::create(path).map_err(|source| Error::Export {
+/// The file that a profile is to go to. It is opened before anything runs, so that none is lost to a
+/// wrong path; without a profile it is as it was before.
+pub struct ProfileFile<'a> {
+    path: &'a Path,
+    file: File,
+    is_unneeded: bool,
+}
+
+impl<'a> ProfileFile<'a> {
+    pub fn open(path: &'a Path) -> Result<Self, Error> {
+        let is_unneeded = !path.exists();
+        let mut options = File::options();
+        let file = options.write(true).create(true).truncate(false).open(path);
+        Ok(Self {
+            path,
+            file: file.map_err(|source| export_error(path, source))?,
+            is_unneeded,
+        })
+    }
+
+    /// The file, empty now: there is a profile.
+    pub fn fill(&mut self) -> Result<&mut File, Error> {
+        self.is_unneeded = false;
+        let is_file = self.file.metadata().is_ok_and(|file| file.is_file());
+        if is_file && let Err(source) = self.file.set_len(0) {
+            return Err(export_error(self.path, source));
+        }
+        Ok(&mut self.file)
+    }
+}
+
+impl Drop for ProfileFile<'_> {
+    fn drop(&mut self) {
+        if self.is_unneeded {
+            let _ = fs::remove_file(self.path);
+        }
+    }
+}
+
+fn export_error(path: &Path, source: io::Error) -> Error {
+    Error::Export {
         path: path.to_owned(),
         source,
-    })
+    }
 }
 
 /// The profiles of a file.
 fn read(path: &Path) -> Result<Vec<Profile>, Error> {
-    let file = fs::File::open(path).map_err(|source| Error::Import {
+    let file = File::open(path).map_err(|source| Error::Import {
         path: path.to_owned(),
         source,
     })?;

@@ -132,6 +132,9 @@ impl Error {
                  `warmimg ps` lists the instances that have a network"
                     .into()
             }
+            Self::AutoOnce("--profile") => {
+                "name a point with --at, or profile the start-up by itself: warmimg profile".into()
+            }
             Self::AutoOnce(_) => "restore the image when it is made".into(),
             Self::HookWithoutPoint => {
                 "at every other point the tree stands still before the server can be told anything"
