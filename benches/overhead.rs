@@ -1,4 +1,5 @@
-//! What warmimg itself costs: `cargo xtask bench overhead [--runs N] [--part probe|profile|fixed]`.
+//! What warmimg itself costs: `cargo xtask bench overhead [--runs N] [--part probe|profile|fixed]
+//! [--server NAME]`.
 //!
 //! Prints, as medians: start-up with and without the probe; start-up while it is profiled, without and
 //! with stacks, and below strace(1); and what `warmimg restore` costs beyond what CRIU counts as its
@@ -44,9 +45,9 @@ fn main() {
 }
 
 fn first_byte_cold(server: &Server, workspace: &Workspace) -> Duration {
-    let begun = Instant::now();
     let cold = server.start_cold(workspace);
-    let time = first_byte(server, begun);
+    // From the execution of the command on, as a profile: only then a process is spawned.
+    let time = first_byte(server, Instant::now());
     drop(cold);
     server.wait_for_silence();
     time
@@ -116,7 +117,9 @@ fn profile_cost(runs: usize) {
         ("Rails", |_| real::rails_on_puma()),
         ("Tomcat", real::tomcat),
     ];
-    for (name, make) in servers {
+    let only = option("--server");
+    let is_wanted = |name: &str| only.as_deref().is_none_or(|only| name.starts_with(only));
+    for (name, make) in servers.into_iter().filter(|(name, _)| is_wanted(name)) {
         let workspace = Workspace::new();
         let server = make(&workspace);
         let mut times: [Vec<Duration>; 4] = Default::default();

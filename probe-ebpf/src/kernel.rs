@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_probe_read_kernel, bpf_probe_read_kernel_buf,
     bpf_probe_read_user, bpf_probe_read_user_buf,
-    generated::{self, bpf_get_current_task},
+    generated::{self, bpf_get_current_task_btf},
 };
 use probe_ebpf::{Event, FLAG_TRUNCATED, KernelOffsets, TEXT_LEN, Wanted, trace::NAME_LEN};
 
@@ -40,6 +40,7 @@ static OFFSETS: KernelOffsets = KernelOffsets {
     folio_flags_1: 0,
     folio_mapping: 0,
     mapping_host: 0,
+    task_pagefault_disabled: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -65,6 +66,14 @@ fn read<T>(base: u64, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel((base + u64::from(offset)) as *const T) }.ok()
 }
 
+/// As [`read`], of a structure that the kernel itself handed to the program: the verifier
+/// knows its type, so that this is one instruction and no call of a helper.
+fn read_known<T>(base: u64, offset: u32) -> T {
+    // SAFETY: the verifier refuses an offset outside of the structure; the kernel reads zeros where nothing
+    // is mapped.
+    unsafe { core::ptr::read_volatile((base + u64::from(offset)) as *const T) }
+}
+
 /// `AF_UNIX`, `AF_INET` and `AF_INET6` of socket(2).
 pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
@@ -82,13 +91,22 @@ pub fn current_tid() -> u32 {
     bpf_get_current_pid_tgid() as u32
 }
 
-pub fn tgid_of(task: u64) -> Option<u32> {
-    read(task, offset!(task_tgid))
+/// The process of a task that is an argument of the program.
+pub fn tgid_of(task: u64) -> u32 {
+    read_known(task, offset!(task_tgid))
 }
 
-/// The id of a thread.
-pub fn tid_of(task: u64) -> Option<u32> {
-    read(task, offset!(task_pid))
+/// The thread that a task is, which is an argument of the program.
+pub fn tid_of(task: u64) -> u32 {
+    read_known(task, offset!(task_pid))
+}
+
+/// Whether the current task may take no page fault for now: one that it runs into is no fault of its
+/// program, and nothing tells of its end.
+pub fn takes_no_faults() -> bool {
+    // SAFETY: takes no arguments and returns the current task.
+    let task = unsafe { bpf_get_current_task_btf() };
+    read_known::<i32>(task as u64, offset!(task_pagefault_disabled)) != 0
 }
 
 /// Which file it is, of which type.
@@ -147,8 +165,8 @@ pub fn file_of(fd: i32) -> Option<u64> {
         return None;
     }
     // SAFETY: takes no arguments and returns the current task.
-    let task = unsafe { bpf_get_current_task() };
-    let files: u64 = read(task, offset!(task_files))?;
+    let task = unsafe { bpf_get_current_task_btf() };
+    let files: u64 = read_known(task as u64, offset!(task_files));
     let table: u64 = read(files, offset!(files_fdt))?;
     let max: u32 = read(table, offset!(fdtable_max_fds))?;
     if fd as u32 >= max {
@@ -386,20 +404,20 @@ pub fn describe_address(address: u64, len: u32, event: &mut Event) {
     }
 }
 
-/// The registers at the entry of a system call: a `struct pt_regs`.
+/// The registers at the entry of a system call: a `struct pt_regs`, an argument of the program.
 #[derive(Clone, Copy)]
 pub struct Registers(pub u64);
 
 impl Registers {
     /// The system call's argument of an index from 0 to 2.
-    pub fn argument(self, index: usize) -> Option<u64> {
+    pub fn argument(self, index: usize) -> u64 {
         // `di`, `si` and `dx` of arch/x86/include/asm/ptrace.h.
         #[cfg(bpf_target_arch = "x86_64")]
         const OFFSETS: [u32; 3] = [112, 104, 96];
         // `regs[0]` to `regs[2]` of arch/arm64/include/asm/ptrace.h.
         #[cfg(bpf_target_arch = "aarch64")]
         const OFFSETS: [u32; 3] = [0, 8, 16];
-        read(self.0, OFFSETS[index])
+        read_known(self.0, OFFSETS[index])
     }
 }
 

@@ -132,10 +132,11 @@ pub struct KernelOffsets {
     pub folio_flags_1: u32,
     pub folio_mapping: u32,
     pub mapping_host: u32,
+    pub task_pagefault_disabled: u32,
 }
 
 /// The members behind [`KernelOffsets`], in its order: structure, then the path of the member.
-pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
+pub const KERNEL_MEMBERS: [(&str, &str); 30] = [
     ("task_struct", "tgid"),
     ("task_struct", "files"),
     ("task_struct", "signal"),
@@ -165,6 +166,7 @@ pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
     ("folio", "_flags_1"),
     ("folio", "mapping"),
     ("address_space", "host"),
+    ("task_struct", "pagefault_disabled"),
 ];
 
 /// How many of them the probe needs if it does not record a profile: older kernels lack some of the

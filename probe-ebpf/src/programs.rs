@@ -131,9 +131,7 @@ fn stop_here(ctx: &BtfTracePointContext, kind: u32) -> u32 {
 pub fn process_fork(ctx: BtfTracePointContext) -> i32 {
     let parent: *const u8 = ctx.arg(0);
     let child: *const u8 = ctx.arg(1);
-    let (Some(parent), Some(child)) = (tgid_of(parent as u64), tgid_of(child as u64)) else {
-        return 0;
-    };
+    let (parent, child) = (tgid_of(parent as u64), tgid_of(child as u64));
     if parent == child || !in_tree(parent) {
         return 0;
     }
@@ -197,43 +195,40 @@ fn listens(ctx: &BtfTracePointContext, fd: i32, sock: u64) {
 /// Every system call of the machine passes here; those of no interest leave at once.
 #[btf_tracepoint(function = "sys_enter")]
 pub fn system_call(ctx: BtfTracePointContext) -> i32 {
-    let number: i64 = ctx.arg(1);
-    let Some(call) = Call::of(number) else {
-        return 0;
-    };
-    if !in_tree(current_tgid()) {
-        return 0;
+    if let Some(call) = Call::of(ctx.arg(1))
+        && in_tree(current_tgid())
+    {
+        see_call(&ctx, call);
     }
+    0
+}
+
+/// A process of the tree makes a system call that may be about a socket; the program is one of `sys_enter`.
+pub fn see_call(ctx: &BtfTracePointContext, call: Call) {
     let registers: *const u8 = ctx.arg(0);
     let registers = Registers(registers as u64);
     match call {
-        Call::Bind => bind(&ctx, registers),
-        Call::Listen => listen(&ctx, registers),
-        Call::Fork => fork(&ctx, 0),
-        Call::Clone => registers.argument(0).and_then(|flags| fork(&ctx, flags)),
+        Call::Bind => bind(ctx, registers),
+        Call::Listen => listen(ctx, registers),
+        Call::Fork => fork(ctx, 0),
+        Call::Clone => fork(ctx, registers.argument(0)),
         // The flags are the first member of `struct clone_args`.
-        Call::Clone3 => registers
-            .argument(0)
-            .and_then(read_user)
-            .and_then(|flags| fork(&ctx, flags)),
-        Call::Accept => accept(&ctx, registers),
+        Call::Clone3 => read_user(registers.argument(0)).and_then(|flags| fork(ctx, flags)),
+        Call::Accept => accept(ctx, registers),
         Call::EpollCtl => epoll_ctl(registers),
-        Call::EpollWait => epoll_wait(&ctx, registers),
-        Call::Poll => poll(&ctx, registers),
-        Call::Select => select(&ctx, registers),
+        Call::EpollWait => epoll_wait(ctx, registers),
+        Call::Poll => poll(ctx, registers),
+        Call::Select => select(ctx, registers),
     };
-    0
 }
 
 /// Recorded as it is called; whether it succeeds shows when the socket listens.
 fn bind(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
-    let fd = registers.argument(0)? as i32;
+    let fd = registers.argument(0) as i32;
     file_of(fd).and_then(sock_of)?;
     record(KIND_BIND, |event| {
         event.fd = fd;
-        if let (Some(address), Some(len)) = (registers.argument(1), registers.argument(2)) {
-            describe_address(address, len as u32, event);
-        }
+        describe_address(registers.argument(1), registers.argument(2) as u32, event);
     });
     debug!(ctx, "thread {} binds descriptor {}", current_tid(), fd);
     Some(())
@@ -242,7 +237,7 @@ fn bind(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
 /// Listeners that are not TCP: those are seen as their state changes. A signal takes effect when
 /// the call returns, so the socket listens by then; an unbound one will not.
 fn listen(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
-    let fd = registers.argument(0)? as i32;
+    let fd = registers.argument(0) as i32;
     let sock = file_of(fd).and_then(sock_of)?;
     let family = family_of(sock);
     if family == AF_INET || family == AF_INET6 || (family == AF_UNIX && !is_bound_unix(sock)) {
@@ -270,7 +265,7 @@ fn fork(ctx: &BtfTracePointContext, flags: u64) -> Option<()> {
 }
 
 fn accept(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
-    let fd = registers.argument(0)? as i32;
+    let fd = registers.argument(0) as i32;
     let sock = file_of(fd).and_then(sock_of)?;
     if is_listening(sock) && is_wanted(sock) {
         let stop = matches!(stop_at(), STOP_AT_READY | STOP_AT_ACCEPT);
@@ -281,9 +276,9 @@ fn accept(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
 
 fn epoll_ctl(registers: Registers) -> Option<()> {
     const EPOLL_CTL_DEL: u64 = 2;
-    let epoll = file_of(registers.argument(0)? as i32).and_then(private_data)?;
-    let sock = file_of(registers.argument(2)? as i32).and_then(sock_of)?;
-    if registers.argument(1)? == EPOLL_CTL_DEL {
+    let epoll = file_of(registers.argument(0) as i32).and_then(private_data)?;
+    let sock = file_of(registers.argument(2) as i32).and_then(sock_of)?;
+    if registers.argument(1) == EPOLL_CTL_DEL {
         forget(epoll, sock);
     } else if may_listen(sock) {
         remember(epoll, sock);
@@ -332,7 +327,7 @@ fn forget(epoll: u64, sock: u64) {
 }
 
 fn epoll_wait(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
-    let fd = registers.argument(0)? as i32;
+    let fd = registers.argument(0) as i32;
     let epoll = file_of(fd).and_then(private_data)?;
     let sockets = EPOLLS.get_ptr(epoll)?;
     // SAFETY: points into the map, whose values are plain numbers.
@@ -403,12 +398,7 @@ fn search(
 }
 
 fn poll(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
-    search(
-        ctx,
-        registers.argument(0)?,
-        registers.argument(1)?,
-        poll_step,
-    )
+    search(ctx, registers.argument(0), registers.argument(1), poll_step)
 }
 
 extern "C" fn poll_step(index: u64, search: *mut Search) -> i64 {
@@ -425,8 +415,8 @@ extern "C" fn poll_step(index: u64, search: *mut Search) -> i64 {
 fn select(ctx: &BtfTracePointContext, registers: Registers) -> Option<()> {
     search(
         ctx,
-        registers.argument(1)?,
-        registers.argument(0)?,
+        registers.argument(1),
+        registers.argument(0),
         select_step,
     )
 }

@@ -77,11 +77,11 @@ pub struct Span {
     pub inode: u64,
     /// What the system call returned.
     pub result: i64,
-    /// The first arguments of the system call, or as the kind says.
-    pub arguments: [u64; 3],
+    /// As the kind says; of connect(2) the address of the socket.
+    pub argument: u64,
 }
 
-const _: () = assert!(size_of::<Span>() == 96);
+const _: () = assert!(size_of::<Span>() == 80);
 
 /// A [`Span`] with a path, or the address of a peer as a `struct sockaddr`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]

@@ -48,9 +48,10 @@ impl Server {
         workspace: &Workspace,
         output: impl Into<Stdio>,
     ) -> ColdServer {
-        let mut command = std::process::Command::new("setsid");
+        let mut command = std::process::Command::new(&self.command[0]);
         command
-            .args(&self.command)
+            .args(&self.command[1..])
+            .process_group(0)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(workspace.path())
             .stdin(Stdio::null())

@@ -9,22 +9,28 @@ use probe_ebpf::trace::{
 
 use super::{
     known_calls::{self, Names},
-    state::{NO_CALL, charge, current, now, turn},
+    state::{NO_CALL, current, now, turn},
     tell::{span, tell, tell_call, tell_named},
     totals::{add_call, add_file, add_lookup},
 };
-use crate::kernel::{AF_UNIX, Registers, current_tid, family_of, file_of, identity_of, sock_of};
+use crate::{
+    kernel::{AF_UNIX, Call, Registers, current_tid, family_of, file_of, identity_of, sock_of},
+    programs::see_call,
+};
 
 /// What a look-up of a path that does not exist returns.
 const ENOENT: i64 = -2;
 
-/// A system call begins.
+/// A system call begins. Takes the place of `system_call`, as each program of a tracepoint costs.
 #[btf_tracepoint(function = "sys_enter")]
 pub fn profile_enter(ctx: BtfTracePointContext) -> i32 {
     if let Some(thread) = current() {
         let registers: *const u8 = ctx.arg(0);
         let number: i64 = ctx.arg(1);
         enter(thread, Registers(registers as u64), number as i32);
+        if let Some(call) = Call::of(number) {
+            see_call(&ctx, call);
+        }
     }
     0
 }
@@ -44,9 +50,9 @@ fn enter(thread: &mut Thread, registers: Registers, number: i32) {
     thread.inode = 0;
     thread.device = 0;
     thread.arguments = [
-        registers.argument(0).unwrap_or(0),
-        registers.argument(1).unwrap_or(0),
-        registers.argument(2).unwrap_or(0),
+        registers.argument(0),
+        registers.argument(1),
+        registers.argument(2),
     ];
     match known.names {
         Names::Descriptor | Names::Peer => see_descriptor(thread, thread.arguments[0] as i32),
@@ -111,12 +117,7 @@ fn exit(thread: &mut Thread, result: i64) {
         return;
     }
     let known = known_calls::of(number);
-    let now = now();
-    let class = thread.class;
-    charge(thread, class, now);
     let is_error = (-4095..0).contains(&result);
-    let total = now.saturating_sub(thread.call_ns);
-    add_call(thread, number, is_error, total);
     if let Names::Opened(_) = known.names
         && !is_error
         && let Some(identity) = file_of(result as i32).and_then(identity_of)
@@ -124,19 +125,12 @@ fn exit(thread: &mut Thread, result: i64) {
         thread.inode = identity.inode;
         thread.device = identity.device;
     }
-    if thread.inode != 0 && known.class == CLASS_FILES || thread.flags & SPAN_REGULAR != 0 {
-        add_file(thread, known, result);
-    }
-    if result == ENOENT && matches!(known.names, Names::Path(_) | Names::Opened(_)) {
-        add_lookup(thread.tgid, total);
-    }
-    let mut over = span(SPAN_CALL, current_tid(), thread, thread.call_ns, now);
+    let mut over = span(SPAN_CALL, current_tid(), thread, thread.call_ns, 0);
     over.class = thread.call_class;
     over.flags = thread.flags;
     over.device = thread.device;
     over.inode = thread.inode;
     over.result = result;
-    over.arguments = thread.arguments;
     match known.names {
         Names::Path(index) | Names::Opened(index) => {
             tell_named(over, thread, thread.arguments[index & 1], 0);
@@ -145,7 +139,7 @@ fn exit(thread: &mut Thread, result: i64) {
             let socket = file_of(thread.arguments[0] as i32).and_then(sock_of);
             let (address, len) = (thread.arguments[1], thread.arguments[2]);
             // Known by its socket from now on, as its state may change later.
-            over.arguments[2] = socket.unwrap_or(0);
+            over.argument = socket.unwrap_or(0);
             tell_named(over, thread, address, len.clamp(1, NAME_LEN as u64));
         }
         _ => tell_call(over, thread),
@@ -154,9 +148,17 @@ fn exit(thread: &mut Thread, result: i64) {
     if thread.number != NO_CALL {
         leave(thread);
     }
+    let total = thread.last_ns.saturating_sub(thread.call_ns);
+    add_call(thread, number, is_error, total);
+    if thread.inode != 0 && known.class == CLASS_FILES || thread.flags & SPAN_REGULAR != 0 {
+        add_file(thread, known, result);
+    }
+    if result == ENOENT && matches!(known.names, Names::Path(_) | Names::Opened(_)) {
+        add_lookup(thread.tgid, total);
+    }
 }
 
-/// Returns to the thread's own code; what was done here counts as the kernel's.
+/// Returns to the thread's own code. Most of what is done here counts as the kernel's.
 pub fn leave(thread: &mut Thread) -> u64 {
     let now = now();
     turn(thread, CLASS_USER, now);
@@ -179,7 +181,7 @@ pub fn profile_tcp(ctx: BtfTracePointContext) -> i32 {
         connected.start_ns = now();
         connected.end_ns = connected.start_ns;
         connected.number = NO_CALL;
-        connected.arguments[0] = sock as u64;
+        connected.argument = sock as u64;
         tell(connected);
     }
     0

@@ -31,9 +31,8 @@ pub fn profile_switch(ctx: BtfTracePointContext) -> i32 {
     let next: *const u8 = ctx.arg(2);
     let state: u32 = ctx.arg(3);
     let now = now();
-    if let Some(tid) = tid_of(previous as u64)
-        && let Some(thread) = known(tid)
-    {
+    let tid = tid_of(previous as u64);
+    if let Some(thread) = known(tid) {
         if state & TASK_DEAD != 0 && is_preempted & 1 == 0 {
             end(tid, thread, now);
             return switch_to(next as u64, now);
@@ -53,9 +52,8 @@ pub fn profile_switch(ctx: BtfTracePointContext) -> i32 {
 }
 
 fn switch_to(task: u64, now: u64) -> i32 {
-    if let Some(tid) = tid_of(task)
-        && let Some(thread) = known(tid)
-    {
+    let tid = tid_of(task);
+    if let Some(thread) = known(tid) {
         resume(tid, thread, now);
     }
     0
@@ -71,7 +69,6 @@ fn resume(tid: u32, thread: &mut Thread, now: u64) {
     over.class = thread.class;
     over.device = thread.device;
     over.inode = thread.inode;
-    over.arguments = thread.arguments;
     if thread.class == CLASS_RUNNABLE {
         over.flags = SPAN_PREEMPTED;
         over.woken_ns = off_ns;
@@ -96,7 +93,7 @@ fn resume(tid: u32, thread: &mut Thread, now: u64) {
 #[btf_tracepoint(function = "sched_waking")]
 pub fn profile_waking(ctx: BtfTracePointContext) -> i32 {
     let task: *const u8 = ctx.arg(0);
-    if let Some(thread) = tid_of(task as u64).and_then(known)
+    if let Some(thread) = known(tid_of(task as u64))
         && thread.woken_ns == 0
     {
         let tid = current_tid();
@@ -115,17 +112,16 @@ pub fn profile_fork(ctx: BtfTracePointContext) -> i32 {
     let parent: *const u8 = ctx.arg(0);
     let child: *const u8 = ctx.arg(1);
     let (parent, child) = (parent as u64, child as u64);
-    let Some(maker) = tgid_of(parent).filter(|&tgid| in_tree(tgid)) else {
+    let maker = tgid_of(parent);
+    if !in_tree(maker) {
         return 0;
-    };
-    let (Some(tid), Some(tgid)) = (tid_of(child), tgid_of(child)) else {
-        return 0;
-    };
+    }
+    let (tid, tgid) = (tid_of(child), tgid_of(child));
     let now = now();
     begin(tid, tgid, CLASS_RUNNABLE, now);
     if let Some(thread) = known(tid) {
         let mut begun = span(SPAN_BEGIN, tid, thread, now, now);
-        begun.arguments[0] = u64::from(maker) << 32 | u64::from(current_tid());
+        begun.argument = u64::from(maker) << 32 | u64::from(current_tid());
         tell(begun);
     }
     0
@@ -148,7 +144,7 @@ pub fn profile_exec(ctx: BtfTracePointContext) -> i32 {
             restart(thread, now);
         }
         let mut executed = span(SPAN_EXEC, tid, thread, now, now);
-        executed.arguments[0] = u64::from(old);
+        executed.argument = u64::from(old);
         tell(executed);
     }
     0

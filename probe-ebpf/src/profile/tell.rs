@@ -1,7 +1,7 @@
 //! Tells user space of what is over.
 
 use aya_ebpf::{macros::map, maps::RingBuf};
-use probe_ebpf::trace::{NAME_LEN, NamedSpan, SPAN_CUT, Span, Thread};
+use probe_ebpf::trace::{NamedSpan, SPAN_CUT, Span, Thread};
 
 use super::{calls::leave, state::count_lost};
 use crate::kernel::read_user_text;
@@ -25,7 +25,7 @@ pub fn span(kind: u32, tid: u32, thread: &Thread, start_ns: u64, end_ns: u64) ->
         device: 0,
         inode: 0,
         result: 0,
-        arguments: [0; 3],
+        argument: 0,
     }
 }
 
@@ -56,11 +56,11 @@ pub fn tell_named(span: Span, thread: &mut Thread, address: u64, len: u64) {
         count_lost();
         return;
     };
-    // SAFETY: the reserved bytes are ours until submitted, and every field is written.
+    // SAFETY: the reserved bytes are ours until submitted, and every field is written; of the name, as much
+    // as its length says.
     let named = unsafe {
         let named = entry.as_mut_ptr();
         (*named).span = span;
-        (*named).name = [0; NAME_LEN];
         &mut *named
     };
     let (copied, is_cut) = read_user_text(address, len, &mut named.name);
@@ -72,16 +72,19 @@ pub fn tell_named(span: Span, thread: &mut Thread, address: u64, len: u64) {
     entry.submit(wake_up());
 }
 
-/// How a span is handed over: user space is woken for a million bytes at a time, as each wake-up is an
-/// interrupt, which takes longer than the call that was told of.
+/// How a span is handed over: user space is woken each time that so many bytes have been written, as a
+/// wake-up is an interrupt, which takes longer than the call that was told of, and as what it does then takes
+/// a processor from the server. More than once at times, as others write too.
 pub fn wake_up() -> u64 {
     const NO_WAKEUP: u64 = 1;
     const FORCE_WAKEUP: u64 = 2;
-    const AVAILABLE: u64 = 0;
-    const ENOUGH: u64 = 1 << 20;
-    if SPANS.query(AVAILABLE) < ENOUGH {
-        NO_WAKEUP
-    } else {
+    /// `BPF_RB_PROD_POS`
+    const WRITTEN: u64 = 3;
+    const EVERY: u64 = 1 << 24;
+    const LONGEST: u64 = 2 * size_of::<NamedSpan>() as u64;
+    if SPANS.query(WRITTEN) & (EVERY - 1) < LONGEST {
         FORCE_WAKEUP
+    } else {
+        NO_WAKEUP
     }
 }

@@ -1,7 +1,7 @@
 //! Sums that are exact whatever becomes of the spans.
 
 use aya_ebpf::{macros::map, maps::PerCpuHashMap};
-use bytemuck::Zeroable as _;
+use bytemuck::Zeroable;
 use probe_ebpf::trace::{
     CallsKey, CallsTotal, FaultsKey, FaultsTotal, FileKey, FileTotal, LookupsTotal, SPAN_MAJOR,
     Thread,
@@ -28,15 +28,25 @@ static LOOKUPS: PerCpuHashMap<u32, LookupsTotal> = PerCpuHashMap::with_max_entri
 /// Of bpf(2): another thread may have been first.
 const BPF_NOEXIST: u64 = 1;
 
+/// The entry of a key, which is made if there is none.
+fn entry<K, V: Zeroable>(map: &PerCpuHashMap<K, V>, key: &K) -> Option<*mut V> {
+    if let Some(found) = map.get_ptr_mut(key) {
+        return Some(found);
+    }
+    let _ = map.insert(key, V::zeroed(), BPF_NOEXIST);
+    let made = map.get_ptr_mut(key);
+    if made.is_none() {
+        count_lost();
+    }
+    made
+}
+
 pub fn add_call(thread: &Thread, number: i32, is_error: bool, total_ns: u64) {
     let key = CallsKey {
         tgid: thread.tgid,
         number,
     };
-    if CALLS.get_ptr_mut(key).is_none() {
-        let _ = CALLS.insert(key, CallsTotal::zeroed(), BPF_NOEXIST);
-    }
-    if let Some(calls) = CALLS.get_ptr_mut(key) {
+    if let Some(calls) = entry(&CALLS, &key) {
         // SAFETY: points into the map, whose values are plain numbers of this processor.
         unsafe {
             (*calls).count += 1;
@@ -72,27 +82,16 @@ pub fn add_file(thread: &Thread, known: Known, result: i64) {
 }
 
 pub fn file_total(key: FileKey) -> Option<*mut FileTotal> {
-    if FILES.get_ptr_mut(key).is_none() {
-        let _ = FILES.insert(key, FileTotal::zeroed(), BPF_NOEXIST);
-    }
-    let file = FILES.get_ptr_mut(key);
-    if file.is_none() {
-        count_lost();
-    }
-    file
+    entry(&FILES, &key)
 }
 
 pub fn add_lookup(tgid: u32, total_ns: u64) {
-    if LOOKUPS.get_ptr_mut(tgid).is_none() {
-        let _ = LOOKUPS.insert(tgid, LookupsTotal::zeroed(), BPF_NOEXIST);
-    }
-    match LOOKUPS.get_ptr_mut(tgid) {
-        // SAFETY: points into the map, whose values are plain numbers.
-        Some(lookups) => unsafe {
+    if let Some(lookups) = entry(&LOOKUPS, &tgid) {
+        // SAFETY: points into the map, whose values are plain numbers of this processor.
+        unsafe {
             (*lookups).count += 1;
             (*lookups).total_ns += total_ns;
-        },
-        None => count_lost(),
+        }
     }
 }
 
@@ -102,17 +101,13 @@ pub fn add_fault(thread: &Thread, file: Identity, flags: u32, total_ns: u64) {
         device: file.device,
         inode: file.inode,
     };
-    if FAULTS.get_ptr_mut(key).is_none() {
-        let _ = FAULTS.insert(key, FaultsTotal::zeroed(), BPF_NOEXIST);
-    }
-    match FAULTS.get_ptr_mut(key) {
+    if let Some(faults) = entry(&FAULTS, &key) {
         // SAFETY: points into the map, whose values are plain numbers of this processor.
-        Some(faults) => unsafe {
+        unsafe {
             (*faults).count += 1;
             (*faults).major += u64::from(flags & SPAN_MAJOR != 0);
             (*faults).total_ns += total_ns;
-        },
-        None => count_lost(),
+        }
     }
 }
 

@@ -205,7 +205,7 @@ fn open_spans(state: &trace::Thread, seen: &Seen) -> impl Iterator<Item = Span> 
         number: state.number,
         device: state.device,
         inode: state.inode,
-        arguments: state.arguments,
+        argument: 0,
         ..bytemuck::Zeroable::zeroed()
     };
     let call = (state.number >= 0).then_some(Span {

@@ -43,7 +43,7 @@ pub fn find(record: &Record, origin_ns: u64, end_ns: u64) -> Vec<Connection> {
             _ => error_name(span.result),
         };
         let after = |time: u64| time >= span.start_ns && time <= end_ns;
-        let socket = span.arguments[2];
+        let socket = span.argument;
         let times = record.connected.get(&socket).into_iter().flatten();
         let established = times.copied().find(|&time| after(time));
         let is_unix = peer.starts_with(['/', '@']);

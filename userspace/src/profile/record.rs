@@ -92,7 +92,7 @@ impl Record {
     fn take_span(&mut self, span: Span, name: Option<u32>) {
         match span.kind {
             trace::SPAN_BEGIN => {
-                let maker = span.arguments[0];
+                let maker = span.argument;
                 let seen = Seen {
                     maker: Some(((maker >> 32) as u32, maker as u32)),
                     ..Seen::new(&span)
@@ -100,7 +100,7 @@ impl Record {
                 self.add(seen);
             }
             trace::SPAN_EXEC => {
-                let old = span.arguments[0] as u32;
+                let old = span.argument as u32;
                 if let Some(thread) = self.alive.remove(&old) {
                     self.threads[thread as usize].tid = span.tid;
                     self.alive.insert(span.tid, thread);
@@ -112,7 +112,7 @@ impl Record {
                 }
             }
             trace::SPAN_CONNECTED => {
-                let times = self.connected.entry(span.arguments[0]).or_default();
+                let times = self.connected.entry(span.argument).or_default();
                 times.push(span.start_ns);
             }
             _ => self.keep(span, name),
@@ -235,7 +235,7 @@ mod tests {
             "a".to_owned(),
         ));
         let mut executed = span(trace::SPAN_EXEC, 1, 9, 9);
-        executed.arguments[0] = 2;
+        executed.argument = 2;
         record.take(Item::Span(executed));
         record.take(Item::Span(span(trace::SPAN_CALL, 1, 10, 11)));
         let thread = &record.threads[record.spans[0].thread as usize];

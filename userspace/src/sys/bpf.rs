@@ -5,7 +5,12 @@ use std::{
     ffi::CStr,
     io,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    ptr,
 };
+
+use procfs::process::{MMapPath, MemoryMap};
+
+use super::check;
 
 /// One instruction, as linux/bpf.h has it.
 pub type Code = [u8; 8];
@@ -26,6 +31,29 @@ const MAP_CREATE: u32 = 0;
 const MAP_UPDATE_ELEM: u32 = 2;
 const PROG_LOAD: u32 = 5;
 const RAW_TRACEPOINT_OPEN: u32 = 17;
+
+/// Keeps the mapped eBPF maps of this process out of those that it forks, to which they are of no use: to
+/// copy the page tables of a large ring takes longer than a restore.
+///
+/// # Errors
+/// If /proc/self/maps cannot be read, or what madvise(2) says.
+pub fn keep_maps_from_children() -> io::Result<()> {
+    let maps = procfs::process::Process::myself().and_then(|own| own.maps());
+    let is_bpf = |map: &&MemoryMap| matches!(&map.pathname, MMapPath::Path(path) if path.ends_with("anon_inode:bpf-map"));
+    for map in maps.map_err(io::Error::other)?.iter().filter(is_bpf) {
+        let (start, end) = map.address;
+        // SAFETY: the memory stays what it is here; a child has no reference into a ring that it reads.
+        let outcome = unsafe {
+            libc::madvise(
+                ptr::with_exposed_provenance_mut(start as usize),
+                (end - start) as usize,
+                libc::MADV_DONTFORK,
+            )
+        };
+        check(outcome)?;
+    }
+    Ok(())
+}
 
 /// Makes a map.
 ///
@@ -122,5 +150,5 @@ fn call<T>(command: u32, mut attributes: T) -> io::Result<i32> {
     let (address, size) = (&raw mut attributes, size_of::<T>());
     // SAFETY: the callers are above: `T` is the beginning of `union bpf_attr` for the command, and
     // what it points to outlives the call. The kernel takes what is behind for zeros.
-    super::check(unsafe { libc::syscall(libc::SYS_bpf, command, address, size) as i32 })
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, address, size) as i32 })
 }

@@ -36,13 +36,15 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pr
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// The programs of the probe and the raw tracepoints they attach to.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("process_fork", "sched_process_fork"),
     ("process_exec", "sched_process_exec"),
     ("process_exit", "sched_process_exit"),
     ("tcp_state", "inet_sock_set_state"),
-    ("system_call", "sys_enter"),
 ];
+
+/// Another, whose place is taken by one that also records.
+const SYSTEM_CALL: (&str, &str) = ("system_call", "sys_enter");
 
 /// Why the tree cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -232,7 +234,8 @@ impl Watch {
             Ok(log) => Some(sys::readable(log).map_err(WatchError::Wait)?),
             Err(_) => None,
         };
-        for (name, tracepoint) in PROGRAMS {
+        let system_call = (!records).then_some(SYSTEM_CALL);
+        for (name, tracepoint) in PROGRAMS.into_iter().chain(system_call) {
             attach(&mut ebpf, &btf, name, tracepoint)?;
         }
         let map = ebpf
@@ -296,9 +299,8 @@ pub fn missing_tracepoints() -> Result<Vec<String>, WatchError> {
     let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
     kernel_offsets(&data, probe::MEMBERS_WITHOUT_PROFILE)?;
     let btf = btf::Btf::parse(&data)?;
-    let names = PROGRAMS
-        .iter()
-        .map(|(_, tracepoint)| (*tracepoint).to_owned());
+    let tracepoints = PROGRAMS.into_iter().chain([SYSTEM_CALL]);
+    let names = tracepoints.map(|(_, tracepoint)| tracepoint.to_owned());
     Ok(names
         .filter(|tracepoint| !btf.has_tracepoint(tracepoint))
         .collect())

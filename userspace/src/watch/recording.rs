@@ -39,9 +39,16 @@ const OPTIONAL: [(&str, &str); 2] = [
     ("profile_around", "mm_filemap_map_pages"),
 ];
 
-/// The programs that are told of page faults.
-const FAULTS: [(&str, SoftwareEvent); 3] = [
-    ("profile_fault", SoftwareEvent::PageFaults),
+/// What tells that a page fault begins, and what does so where older kernels lack the tracepoints.
+const FAULT_BEGINS: [(&str, &str); 2] = [
+    ("profile_fault_user", "page_fault_user"),
+    ("profile_fault_kernel", "page_fault_kernel"),
+];
+const FAULT_BEGINS_OTHERWISE: [(&str, SoftwareEvent); 1] =
+    [("profile_fault", SoftwareEvent::PageFaults)];
+
+/// What tells that it is over.
+const FAULT_ENDS: [(&str, SoftwareEvent); 2] = [
     ("profile_minor", SoftwareEvent::PageFaultsMin),
     ("profile_major", SoftwareEvent::PageFaultsMaj),
 ];
@@ -98,9 +105,18 @@ impl Recording {
                 tracing::debug!("{error}");
             }
         }
-        attach_faults(ebpf)?;
+        let begins =
+            FAULT_BEGINS.map(|(name, tracepoint)| super::attach(ebpf, btf, name, tracepoint));
+        if let Some(error) = begins.into_iter().find_map(Result::err) {
+            tracing::debug!("{error}");
+            attach_events(ebpf, &FAULT_BEGINS_OTHERWISE)?;
+        }
+        attach_events(ebpf, &FAULT_ENDS)?;
         let mut take = |name: &'static str| ebpf.take_map(name).ok_or(WatchError::Incomplete(name));
         let spans = RingBuf::try_from(take(SPANS)?)?;
+        if let Err(error) = sys::bpf::keep_maps_from_children() {
+            tracing::debug!("forks copy the ring: {error}");
+        }
         Ok(Self {
             spans: sys::readable(spans).map_err(WatchError::Wait)?,
             threads: take("THREADS")?.try_into()?,
@@ -167,10 +183,14 @@ fn summed<K: Pod, V: Pod + Default + AddAssign>(map: &PerProcessor<K, V>) -> Vec
     entries.collect()
 }
 
-fn attach_faults(ebpf: &mut Ebpf) -> Result<(), WatchError> {
+/// Attaches programs to what the kernel counts, on every processor.
+fn attach_events(
+    ebpf: &mut Ebpf,
+    events: &[(&'static str, SoftwareEvent)],
+) -> Result<(), WatchError> {
     let processors =
         aya::util::online_cpus().map_err(|(_, error)| WatchError::Processors(error))?;
-    for (name, event) in FAULTS {
+    for &(name, event) in events {
         let refused = |source| WatchError::Program {
             tracepoint: "page faults",
             source: Box::new(source),

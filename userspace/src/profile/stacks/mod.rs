@@ -66,8 +66,9 @@ const RUNNING_STACK: u32 = 8 << 10;
 /// (libuv), often with no other sample to tell who called.
 const WAITING_STACK: u32 = 16 << 10;
 
-/// A ring is large enough for a moment in which nobody reads it: 500 samples, or 250 waits.
-const RING: usize = 4 << 20;
+/// A ring holds most start-ups whole: 4,000 samples, or 2,000 waits. To read it takes a processor, which the
+/// server may need meanwhile.
+const RING: usize = 32 << 20;
 
 /// With many processors rings are smaller, so that all together stay below this, but not below the
 /// smallest.
@@ -297,8 +298,8 @@ fn attributes(config: u64, period: u64, stack: u32, flags: AttrFlags, ring: usiz
         sample_period: period,
         sample_type: record::format().bits(),
         flags: flags.bits(),
-        // Early, as the reader may have something else to do first.
-        wakeup_watermark: (ring / 4) as u32,
+        // Late, see `RING`, but not too late, as the reader may have something else to do first.
+        wakeup_watermark: (ring / 2) as u32,
         sample_regs_user: record::REGISTERS,
         sample_stack_user: stack,
         clock: libc::CLOCK_MONOTONIC,
