@@ -1,9 +1,10 @@
 //! `warmimg profile`, of servers whose parts are known.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{BufReader, Write as _},
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     path::Path,
     thread,
     time::Duration,
@@ -280,5 +281,160 @@ fn a_capture_and_a_restore_are_profiled() {
     );
     let kinds: Vec<_> = restored.milestones.iter().map(|of| of.kind).collect();
     assert!(kinds.contains(&MilestoneKind::Restored) && kinds.contains(&MilestoneKind::Response));
+    workspace.assert_clean();
+}
+
+/// Where the name server of a test is asked.
+const NAME_SERVER: &str = "127.0.0.77";
+
+/// Asks for a name and connects to it, then serves.
+const NAMES: &str = r#"
+import socket, sys
+peer = socket.create_connection(("db.warmimg.test", int(sys.argv[2])))
+peer.recv(1)
+server = socket.socket()
+server.bind(("127.0.0.1", int(sys.argv[1])))
+server.listen()
+server.accept()
+"#;
+
+/// Answers each question for an IPv4 address with 127.0.0.1, 30 ms later, and all others with nothing.
+fn name_server() {
+    let socket = UdpSocket::bind((NAME_SERVER, 53)).unwrap();
+    thread::spawn(move || {
+        let mut packet = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut packet) {
+            let mut question = &packet[12..length];
+            while question[0] != 0 {
+                question = &question[1 + usize::from(question[0])..];
+            }
+            let is_v4 = question[1..3] == [0, 1];
+            let end = length - question.len() + 5;
+            let mut answer = packet[..end].to_vec();
+            let counts = [0x81, 0x80, 0, 1, 0, u8::from(is_v4), 0, 0, 0, 0];
+            answer[2..12].copy_from_slice(&counts);
+            if is_v4 {
+                answer.extend(b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x7f\0\0\x01");
+            }
+            thread::park_timeout(Duration::from_millis(30));
+            let _ = socket.send_to(&answer, from);
+        }
+    });
+}
+
+/// As the C library resolves it, with a configuration of its own.
+#[test]
+fn connections_have_the_names_that_were_resolved() {
+    let workspace = Workspace::new();
+    name_server();
+    let resolv = workspace.write("resolv.conf", &format!("nameserver {NAME_SERVER}\n"));
+    let program = workspace.write("names.py", NAMES);
+    let (own, peer) = (free_port(), late_peer());
+    let script =
+        format!("mount --bind {resolv} /etc/resolv.conf && exec python3 {program} {own} {peer}");
+    let words = ["unshare", "--mount", "sh", "-c", &script];
+    let profile = profile(&workspace, &[], &words.map(str::to_owned));
+    let peer = format!("127.0.0.1:{peer}");
+    let connection = profile.connections.iter().find(|of| of.peer == peer);
+    let connection = connection.unwrap();
+    assert_eq!(connection.name.as_deref(), Some("db.warmimg.test"));
+    assert_about("name", connection.resolved_ns.unwrap(), 30.0);
+    let waited = format!("recvfrom db.warmimg.test ({peer})");
+    let path = profile.critical_path.iter();
+    let waited = path.filter(|step| {
+        step.text
+            .is_some_and(|text| profile.texts[text as usize] == waited)
+    });
+    assert_about(
+        "first byte",
+        waited.map(|step| step.end_ns - step.start_ns).sum(),
+        50.0,
+    );
+    workspace.assert_clean();
+}
+
+/// Calls by their names.
+type Counts = BTreeMap<String, u64>;
+
+/// The calls in the log of `strace -f -ttt` until a time, in seconds since the epoch: a line each, or two
+/// of which the second says "resumed".
+fn logged(log: &str, until: f64) -> Counts {
+    let mut counts = Counts::new();
+    for line in log.lines() {
+        let after_pid = line
+            .split_once(' ')
+            .map_or("", |(_, rest)| rest.trim_start());
+        let Some((time, call)) = after_pid.split_once(' ') else {
+            continue;
+        };
+        let (name, rest) = call.split_once('(').unwrap_or_default();
+        let is_call = name
+            .bytes()
+            .all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+        if !rest.is_empty() && is_call && time.parse::<f64>().unwrap() <= until {
+            *counts.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// strace(1) and the profile watch the same run, so that both must have seen the same.
+#[test]
+fn calls_are_counted_as_strace_does() {
+    let workspace = Workspace::alone();
+    let servers = [
+        servers::nginx(&workspace),
+        servers::express(),
+        servers::django_on_gunicorn(),
+        servers::rails_on_puma(),
+        servers::tomcat(&workspace),
+    ];
+    for server in servers {
+        let file = |name: &str| workspace.path().join(name).display().to_string();
+        let (log, path) = (file("strace.log"), file("profile.jsonl"));
+        let mut command = workspace.warmimg(["profile", "-F", "0", "-o", &path]);
+        if let Some(user) = server.user {
+            command.args(["--user", user]);
+        }
+        command.args(["--", "strace", "-f", "-ttt", "-qq", "-o", &log]);
+        command.args(&server.command);
+        command.envs(server.environment.clone());
+        crate::support::expect(0, &mut command);
+        let profile = read(Path::new(&path));
+        assert_eq!(profile.lost.events, 0);
+        let tracer = profile
+            .processes
+            .iter()
+            .find(|of| of.parent.is_none())
+            .unwrap()
+            .pid;
+        let mut counted = Counts::new();
+        for calls in profile.calls.iter().filter(|calls| calls.pid != tracer) {
+            *counted.entry(calls.name.clone()).or_default() += calls.count;
+        }
+        let until = profile.started_ms as f64 / 1e3 + profile.length_ns as f64 / 1e9;
+        let logged = logged(&fs::read_to_string(&log).unwrap(), until);
+        let names: BTreeSet<&String> = counted.keys().chain(logged.keys()).collect();
+        for name in names {
+            let of = |counts: &Counts| counts.get(name).copied().unwrap_or(0);
+            let (counted, logged) = (of(&counted), of(&logged));
+            // strace misses what precedes the execution of the command, and calls are under way when
+            // the profile ends.
+            let limit = 5 + logged / 200;
+            assert!(
+                counted.abs_diff(logged) <= limit,
+                "{}: {name} {counted} times, by strace {logged}",
+                server.command.join(" ")
+            );
+        }
+        let sum = |counts: &Counts| counts.values().sum::<u64>();
+        println!(
+            "{}: {} calls, by strace {}",
+            server.command[0],
+            sum(&counted),
+            sum(&logged)
+        );
+        server.wait_for_silence();
+    }
     workspace.assert_clean();
 }

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{
     bpf_probe_read_user, bpf_probe_read_user_buf,
     generated::{self, bpf_get_current_task_btf},
 };
-use probe_ebpf::{Event, FLAG_TRUNCATED, KernelOffsets, TEXT_LEN, Wanted, trace::NAME_LEN};
+use probe_ebpf::{Event, FLAG_TRUNCATED, KernelOffsets, TEXT_LEN, Wanted};
 
 #[unsafe(no_mangle)]
 static OFFSETS: KernelOffsets = KernelOffsets {
@@ -41,6 +41,7 @@ static OFFSETS: KernelOffsets = KernelOffsets {
     folio_mapping: 0,
     mapping_host: 0,
     task_pagefault_disabled: 0,
+    sock_dport: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -207,6 +208,11 @@ pub fn family_of(sock: u64) -> u16 {
     read(sock, offset!(sock_family)).unwrap_or(0)
 }
 
+/// The port that an Internet socket is connected to, 0 if it is not.
+pub fn peer_port_of(sock: u64) -> u16 {
+    u16::from_be(read(sock, offset!(sock_dport)).unwrap_or(0))
+}
+
 /// Whether a socket is the listener that counts.
 #[inline(never)]
 pub fn is_wanted(sock: u64) -> bool {
@@ -342,13 +348,9 @@ pub fn read_user<T>(address: u64) -> Option<T> {
 
 /// Reads a text of the current process, `len` bytes long or, if that is 0, up to a NUL. Returns its length
 /// and whether it was cut short.
-pub fn read_user_text(address: u64, len: u64, text: &mut [u8; NAME_LEN]) -> (u64, bool) {
+pub fn read_user_text<const N: usize>(address: u64, len: u64, text: &mut [u8; N]) -> (u64, bool) {
     if len != 0 {
-        let len = if len > NAME_LEN as u64 {
-            NAME_LEN as u64
-        } else {
-            len
-        };
+        let len = if len > N as u64 { N as u64 } else { len };
         // SAFETY: the buffer is valid for the length and the helper checks the address it reads.
         let outcome = unsafe {
             generated::bpf_probe_read_user(
@@ -363,13 +365,13 @@ pub fn read_user_text(address: u64, len: u64, text: &mut [u8; NAME_LEN]) -> (u64
     let copied = unsafe {
         generated::bpf_probe_read_user_str(
             text.as_mut_ptr().cast(),
-            NAME_LEN as u32,
+            N as u32,
             address as *const c_void,
         )
     };
     // The count includes the final NUL.
     let copied = if copied > 0 { copied as u64 - 1 } else { 0 };
-    (copied, copied == NAME_LEN as u64 - 1)
+    (copied, copied == N as u64 - 1)
 }
 
 /// Writes a `struct sockaddr` of the current process, `len` bytes long, into `event`.

@@ -133,10 +133,11 @@ pub struct KernelOffsets {
     pub folio_mapping: u32,
     pub mapping_host: u32,
     pub task_pagefault_disabled: u32,
+    pub sock_dport: u32,
 }
 
 /// The members behind [`KernelOffsets`], in its order: structure, then the path of the member.
-pub const KERNEL_MEMBERS: [(&str, &str); 30] = [
+pub const KERNEL_MEMBERS: [(&str, &str); 31] = [
     ("task_struct", "tgid"),
     ("task_struct", "files"),
     ("task_struct", "signal"),
@@ -167,6 +168,7 @@ pub const KERNEL_MEMBERS: [(&str, &str); 30] = [
     ("folio", "mapping"),
     ("address_space", "host"),
     ("task_struct", "pagefault_disabled"),
+    ("sock", "__sk_common.skc_dport"),
 ];
 
 /// How many of them the probe needs if it does not record a profile: older kernels lack some of the

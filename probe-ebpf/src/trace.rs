@@ -26,6 +26,9 @@ pub const MAX_THREADS: u32 = 16_384;
 /// The longest path or address of a [`NamedSpan`].
 pub const NAME_LEN: usize = 256;
 
+/// The longest answer of a [`AnswerSpan`]: what a datagram of DNS holds without extensions.
+pub const ANSWER_LEN: usize = 512;
+
 /// What a [`Span`] is about.
 pub const SPAN_CALL: u32 = 1;
 /// A page fault: `argument` is the address.
@@ -49,6 +52,9 @@ pub const SPAN_CUT: u32 = 2;
 pub const SPAN_REGULAR: u32 = 4;
 /// The thread did not wait: it was taken off the processor.
 pub const SPAN_PREEMPTED: u32 = 8;
+
+/// The socket is connected to a name server.
+pub const SPAN_DNS: u32 = 16;
 
 /// A time that a thread spent on one thing, which is over.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -90,6 +96,15 @@ pub struct NamedSpan {
     pub span: Span,
     pub name_len: u64,
     pub name: [u8; NAME_LEN],
+}
+
+/// A [`Span`] of a system call that has read what a name server answered.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct AnswerSpan {
+    pub span: Span,
+    pub answer_len: u64,
+    pub answer: [u8; ANSWER_LEN],
 }
 
 /// The state of a thread, the value of the map `THREADS` by thread id.

@@ -441,6 +441,7 @@ fn connections() -> Vec<Connection> {
         pid: 301,
         tid: 301,
         peer: peer.to_owned(),
+        resolved_ns: name.map(|_| 3_000_000),
         name: name.map(str::to_owned),
         start_ns: start * MS,
         connected_ns: error.is_none().then_some((start + 12) * MS),

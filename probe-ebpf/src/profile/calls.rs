@@ -4,22 +4,28 @@ use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use bytemuck::Zeroable as _;
 use probe_ebpf::trace::{
     CLASS_DISK, CLASS_EVENTS, CLASS_FILES, CLASS_NETWORK, CLASS_OTHER, CLASS_PEER, CLASS_SLEEP,
-    CLASS_USER, NAME_LEN, SPAN_CALL, SPAN_CONNECTED, SPAN_REGULAR, Span, Thread,
+    CLASS_USER, NAME_LEN, SPAN_CALL, SPAN_CONNECTED, SPAN_DNS, SPAN_REGULAR, Span, Thread,
 };
 
 use super::{
     known_calls::{self, Names},
     state::{NO_CALL, current, now, turn},
-    tell::{span, tell, tell_call, tell_named},
+    tell::{span, tell, tell_answer, tell_call, tell_named},
     totals::{add_call, add_file, add_lookup},
 };
 use crate::{
-    kernel::{AF_UNIX, Call, Registers, current_tid, family_of, file_of, identity_of, sock_of},
+    kernel::{
+        AF_UNIX, Call, Registers, current_tid, family_of, file_of, identity_of, peer_port_of,
+        sock_of,
+    },
     programs::see_call,
 };
 
 /// What a look-up of a path that does not exist returns.
 const ENOENT: i64 = -2;
+
+/// Where name servers are asked.
+const DNS_PORT: u16 = 53;
 
 /// A system call begins. Takes the place of `system_call`, as each program of a tracepoint costs.
 #[btf_tracepoint(function = "sys_enter")]
@@ -89,7 +95,13 @@ fn see_descriptor(thread: &mut Thread, fd: i32) {
         S_IFSOCK => {
             thread.wait_class = match sock_of(file) {
                 Some(sock) if family_of(sock) == AF_UNIX => CLASS_PEER,
-                _ => CLASS_NETWORK,
+                Some(sock) => {
+                    if peer_port_of(sock) == DNS_PORT {
+                        thread.flags |= SPAN_DNS;
+                    }
+                    CLASS_NETWORK
+                }
+                None => CLASS_NETWORK,
             };
         }
         S_IFIFO => thread.wait_class = CLASS_PEER,
@@ -141,6 +153,9 @@ fn exit(thread: &mut Thread, result: i64) {
             // Known by its socket from now on, as its state may change later.
             over.argument = socket.unwrap_or(0);
             tell_named(over, thread, address, len.clamp(1, NAME_LEN as u64));
+        }
+        Names::Descriptor if thread.flags & SPAN_DNS != 0 && known.reads && result > 0 => {
+            tell_answer(over, thread, thread.arguments[1], result as u64);
         }
         _ => tell_call(over, thread),
     }

@@ -14,6 +14,7 @@ use super::{
         now, turn,
     },
     tell::{SPANS, span, tell, wake_up},
+    totals::add_call,
 };
 use crate::{
     kernel::{current_tid, tgid_of, tid_of},
@@ -174,6 +175,11 @@ fn restart(thread: &mut Thread, now: u64) {
 pub fn profile_exits(_ctx: BtfTracePointContext) -> i32 {
     if let Some(thread) = known(current_tid()) {
         turn(thread, CLASS_KERNEL, now());
+        // exit(2) or exit_group(2), which do not return.
+        if thread.number != NO_CALL {
+            let total = thread.last_ns.saturating_sub(thread.call_ns);
+            add_call(thread, thread.number, false, total);
+        }
         thread.number = NO_CALL;
         thread.call_class = CLASS_KERNEL;
         thread.fault_ns = 0;

@@ -1,7 +1,7 @@
 //! Tells user space of what is over.
 
 use aya_ebpf::{macros::map, maps::RingBuf};
-use probe_ebpf::trace::{NamedSpan, SPAN_CUT, Span, Thread};
+use probe_ebpf::trace::{AnswerSpan, NamedSpan, SPAN_CUT, Span, Thread};
 
 use super::{calls::leave, state::count_lost};
 use crate::kernel::read_user_text;
@@ -72,6 +72,23 @@ pub fn tell_named(span: Span, thread: &mut Thread, address: u64, len: u64) {
     entry.submit(wake_up());
 }
 
+/// Tells of a system call that has read the answer of a name server, which is `len` bytes long.
+pub fn tell_answer(span: Span, thread: &mut Thread, address: u64, len: u64) {
+    let Some(mut entry) = SPANS.reserve::<AnswerSpan>(0) else {
+        count_lost();
+        return;
+    };
+    // SAFETY: as above.
+    let answered = unsafe {
+        let answered = entry.as_mut_ptr();
+        (*answered).span = span;
+        &mut *answered
+    };
+    (answered.answer_len, _) = read_user_text(address, len, &mut answered.answer);
+    answered.span.end_ns = leave(thread);
+    entry.submit(wake_up());
+}
+
 /// How a span is handed over: user space is woken each time that so many bytes have been written, as a
 /// wake-up is an interrupt, which takes longer than the call that was told of, and as what it does then takes
 /// a processor from the server. More than once at times, as others write too.
@@ -81,7 +98,7 @@ pub fn wake_up() -> u64 {
     /// `BPF_RB_PROD_POS`
     const WRITTEN: u64 = 3;
     const EVERY: u64 = 1 << 24;
-    const LONGEST: u64 = 2 * size_of::<NamedSpan>() as u64;
+    const LONGEST: u64 = size_of::<AnswerSpan>() as u64 + 64;
     if SPANS.query(WRITTEN) & (EVERY - 1) < LONGEST {
         FORCE_WAKEUP
     } else {

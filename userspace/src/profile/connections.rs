@@ -1,11 +1,12 @@
 //! The connections that the server made to others while it started.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::SocketAddr};
 
 use probe_ebpf::trace::{self, Span};
 
 use super::{
     Connection,
+    names::Names,
     record::{Identity, Kept, Record},
     texts::{error_name, is_connect, peer},
 };
@@ -28,15 +29,20 @@ pub fn find(record: &Record, origin_ns: u64, end_ns: u64) -> Vec<Connection> {
             waits.entry(identity).or_default().push(span);
         }
     }
+    let names = Names::of(record);
     let mut found = vec![];
     for Kept { name, span, .. } in &record.spans {
         if !is_connect(span) || span.start_ns < origin_ns || span.start_ns > end_ns {
             continue;
         }
-        let name = name.map(|name| &record.names[name as usize]);
-        let Some(peer) = name.and_then(|name| peer(name)) else {
+        let address = name.map(|name| &record.names[name as usize]);
+        let Some(peer) = address.and_then(|address| peer(address)) else {
             continue;
         };
+        let resolved = peer
+            .parse()
+            .ok()
+            .and_then(|peer: SocketAddr| names.find(peer.ip(), span.start_ns));
         let error = match -span.result {
             0 => None,
             error if error == i64::from(libc::EINPROGRESS) => None,
@@ -71,7 +77,8 @@ pub fn find(record: &Record, origin_ns: u64, end_ns: u64) -> Vec<Connection> {
             pid: span.tgid as i32,
             tid: span.tid as i32,
             peer,
-            name: None,
+            name: resolved.map(|(name, _)| name.to_owned()),
+            resolved_ns: resolved.map(|(_, time)| time),
             start_ns: span.start_ns - origin_ns,
             connected_ns: connected_ns.map(|at| at - origin_ns),
             first_byte_ns: first_byte_ns.map(|at| at - origin_ns),

@@ -10,6 +10,7 @@ mod connections;
 mod critical;
 pub mod diff;
 mod findings;
+mod names;
 pub mod record;
 mod recorder;
 mod run;
@@ -232,8 +233,10 @@ pub struct Connection {
     pub tid: i32,
     /// An address and port, or a path.
     pub peer: String,
-    /// The name that was resolved to the address, if that was seen.
+    /// The name that was resolved to the address, if that was seen, and how long it took, from the
+    /// question to the answer.
     pub name: Option<String>,
+    pub resolved_ns: Option<u64>,
     /// When connect(2) was called.
     pub start_ns: u64,
     /// When it was established; absent if it was not.

@@ -9,8 +9,11 @@ use probe_ebpf::trace::{self, Span};
 
 use crate::watch::recording::Item;
 
-/// Spans that are kept: about 120 MB.
+/// Spans that are kept: about 100 MB.
 const SPANS: usize = 1_000_000;
+
+/// Answers of name servers that are kept: about 2 MB.
+const ANSWERS: usize = 4096;
 
 /// The shortest span that is left out first, in nanoseconds.
 const FIRST_THRESHOLD_NS: u64 = 1_000;
@@ -54,6 +57,8 @@ pub struct Record {
     known: HashMap<Vec<u8>, u32>,
     /// The path that each file was last opened by.
     pub paths: HashMap<Identity, u32>,
+    /// What name servers answered, and the calls that read it.
+    pub answers: Vec<(Span, Vec<u8>)>,
     /// When each TCP socket was connected.
     pub connected: HashMap<u64, Vec<u64>>,
     /// When the command was executed.
@@ -79,6 +84,12 @@ impl Record {
                     self.paths.insert((span.device, span.inode), name);
                 }
                 self.take_span(span, name);
+            }
+            Item::Answer(span, answer) => {
+                if self.answers.len() < ANSWERS {
+                    self.answers.push((span, answer));
+                }
+                self.take_span(span, None);
             }
             Item::End(span, times, name) => {
                 let thread = self.thread(&span);

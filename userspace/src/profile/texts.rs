@@ -9,7 +9,10 @@ use std::{
 use probe_ebpf::trace::{self, Span};
 use procfs::process::MMapPath;
 
-use super::record::{Identity, Kept, Record};
+use super::{
+    names::Names,
+    record::{Identity, Kept, Record},
+};
 use crate::watch::{Event, What};
 
 /// Texts that are kept once each.
@@ -34,6 +37,7 @@ impl Texts {
 /// Tells what is behind the numbers of spans.
 pub struct Describer<'a> {
     record: &'a Record,
+    names: Names,
     /// The peers of connected sockets.
     peers: HashMap<Identity, String>,
     /// The paths of files that the kernel itself opened: programs and their dynamic linkers.
@@ -42,16 +46,19 @@ pub struct Describer<'a> {
 
 impl<'a> Describer<'a> {
     pub fn new(record: &'a Record, events: &[Event]) -> Self {
+        let names = Names::of(record);
         let mut peers = HashMap::new();
         for Kept { name, span, .. } in &record.spans {
             if let (Some(name), true) = (name, is_connect(span))
                 && let Some(peer) = peer(&record.names[*name as usize])
             {
+                let peer = with_name(&peer, &names, span.start_ns);
                 peers.insert((span.device, span.inode), peer);
             }
         }
         Self {
             record,
+            names,
             peers,
             executed: executed(record, events),
         }
@@ -83,7 +90,7 @@ impl<'a> Describer<'a> {
         if let Some(name) = kept.name {
             let name = &self.record.names[name as usize];
             return match is_connect(span) {
-                true => peer(name),
+                true => peer(name).map(|peer| with_name(&peer, &self.names, span.start_ns)),
                 false if name.is_empty() => None,
                 false => Some(String::from_utf8_lossy(name).into_owned()),
             };
@@ -141,6 +148,15 @@ pub fn call_name(number: i32) -> String {
     match syscalls::Sysno::new(number as usize) {
         Some(call) => call.name().to_owned(),
         None => format!("system call {number}"),
+    }
+}
+
+/// A peer with the name that it was known by, if it was.
+fn with_name(peer: &str, names: &Names, at_ns: u64) -> String {
+    let address = peer.parse().ok().map(|peer: SocketAddr| peer.ip());
+    match address.and_then(|address| names.find(address, at_ns)) {
+        Some((name, _)) => format!("{name} ({peer})"),
+        None => peer.to_owned(),
     }
 }
 

@@ -63,6 +63,8 @@ pub enum Item {
     Span(trace::Span),
     /// With a path, or the address of a peer as a `struct sockaddr`.
     Named(trace::Span, Vec<u8>),
+    /// With what a name server answered.
+    Answer(trace::Span, Vec<u8>),
     /// A thread ended: its times and its name.
     End(trace::Span, [u64; trace::CLASSES], String),
 }
@@ -217,6 +219,10 @@ fn parse(bytes: &[u8]) -> Option<Item> {
         let name = end.name.split(|&byte| byte == 0).next().unwrap_or_default();
         let name = String::from_utf8_lossy(name).into_owned();
         return Some(Item::End(end.span, end.times, name));
+    }
+    if let Ok(answered) = bytemuck::try_pod_read_unaligned::<trace::AnswerSpan>(bytes) {
+        let answer = answered.answer.get(..answered.answer_len as usize)?;
+        return Some(Item::Answer(answered.span, answer.to_vec()));
     }
     let named: trace::NamedSpan = bytemuck::try_pod_read_unaligned(bytes).ok()?;
     let name = named.name.get(..named.name_len as usize)?;

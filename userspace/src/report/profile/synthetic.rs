@@ -50,6 +50,7 @@ pub(crate) fn profile() -> Profile {
             tid: SERVER,
             peer: "10.0.0.5:5432".into(),
             name: Some("db.internal".into()),
+            resolved_ns: Some(4_000_000),
             start_ns: 60_000_000,
             connected_ns: Some(62_000_000),
             first_byte_ns: Some(80_000_000),

@@ -76,6 +76,10 @@ fn one<W: Write>(out: &mut Output<W>, track: Track, connection: &Connection) -> 
         .first_byte_ns
         .map(|at| at.max(connected.unwrap_or(start)));
     let mut notes = vec![("peer", connection.peer.clone())];
+    let resolved = connection
+        .resolved_ns
+        .map(|time| format!("{:.1} ms", time as f64 / 1e6));
+    notes.extend(resolved.map(|time| ("resolved in", time)));
     notes.extend(connection.error.clone().map(|error| ("error", error)));
     let whole = Event {
         name: connection.name.as_deref().unwrap_or(&connection.peer),

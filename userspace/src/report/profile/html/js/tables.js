@@ -189,6 +189,7 @@ const connectionTable = () => ({
       show: (row) => moment(row.start_ns, LENGTH),
       hint: "when connect(2) was called",
     },
+    timeColumn("name", (row) => row.resolved_ns, "until its name was resolved"),
     timeColumn("connect", (row) => since(row.connected_ns, row.start_ns), "until it was established"),
     timeColumn(
       "first byte",
