@@ -378,9 +378,24 @@ fn logged(log: &str, until: f64) -> Counts {
     counts
 }
 
-/// strace(1) and the profile watch the same run, so that both must have seen the same.
+/// Page faults in what `perf stat -I -x,` wrote, until a time in seconds since its begin.
+fn faults(log: &str, until: f64) -> u64 {
+    let lines = log.lines().filter_map(|line| {
+        let mut fields = line.split(',').map(str::trim);
+        Some((
+            fields.next()?.parse::<f64>().ok()?,
+            fields.next()?.parse::<u64>().ok()?,
+        ))
+    });
+    lines
+        .filter(|&(time, _)| time < until)
+        .map(|(_, count)| count)
+        .sum()
+}
+
+/// strace(1), perf-stat(1) and the profile watch the same run, so that all must have seen the same.
 #[test]
-fn calls_are_counted_as_strace_does() {
+fn counts_are_those_of_strace_and_perf() {
     let workspace = Workspace::alone();
     let servers = [
         servers::nginx(&workspace),
@@ -392,24 +407,27 @@ fn calls_are_counted_as_strace_does() {
     for server in servers {
         let file = |name: &str| workspace.path().join(name).display().to_string();
         let (log, path) = (file("strace.log"), file("profile.jsonl"));
+        let counters = file("perf.log");
+        // As root, whatever the server's user: others may not count what happens in the kernel.
         let mut command = workspace.warmimg(["profile", "-F", "0", "-o", &path]);
-        if let Some(user) = server.user {
-            command.args(["--user", user]);
-        }
-        command.args(["--", "strace", "-f", "-ttt", "-qq", "-o", &log]);
+        command.args(["--", "perf", "stat", "-e", "page-faults", "-x,"]);
+        command.args(["-I", "10", "-o", &counters, "--"]);
+        command.args(["strace", "-f", "-ttt", "-qq", "-o", &log]);
         command.args(&server.command);
         command.envs(server.environment.clone());
         crate::support::expect(0, &mut command);
         let profile = read(Path::new(&path));
         assert_eq!(profile.lost.events, 0);
-        let tracer = profile
-            .processes
-            .iter()
-            .find(|of| of.parent.is_none())
-            .unwrap()
-            .pid;
+        let [perf, strace, ..] = &profile.processes[..] else {
+            panic!("{} processes", profile.processes.len());
+        };
+        assert_eq!((&*perf.name, &*strace.name), ("perf", "strace"));
         let mut counted = Counts::new();
-        for calls in profile.calls.iter().filter(|calls| calls.pid != tracer) {
+        for calls in profile
+            .calls
+            .iter()
+            .filter(|calls| calls.pid != perf.pid && calls.pid != strace.pid)
+        {
             *counted.entry(calls.name.clone()).or_default() += calls.count;
         }
         let until = profile.started_ms as f64 / 1e3 + profile.length_ns as f64 / 1e9;
@@ -427,13 +445,22 @@ fn calls_are_counted_as_strace_does() {
                 server.command.join(" ")
             );
         }
+        // perf knows what was within a hundredth of a second, and not what precedes the execution.
+        let seconds = profile.length_ns as f64 / 1e9;
+        let by_perf = faults(&fs::read_to_string(&counters).unwrap(), seconds + 0.01);
+        let ours = profile
+            .faults
+            .iter()
+            .filter(|faults| faults.pid != perf.pid);
+        let ours: u64 = ours.map(|faults| faults.count).sum();
         let sum = |counts: &Counts| counts.values().sum::<u64>();
         println!(
-            "{}: {} calls, by strace {}",
+            "{}: {} calls, by strace {}; {ours} page faults, by perf {by_perf}",
             server.command[0],
             sum(&counted),
             sum(&logged)
         );
+        assert!(ours.abs_diff(by_perf) <= 100 + by_perf / 50);
         server.wait_for_silence();
     }
     workspace.assert_clean();

@@ -41,6 +41,7 @@ const SERVERS: [&str; 20] = [
     "ruby-pg",
     "redis-server",
     "strace",
+    "linux-perf",
     "wrk",
     "chromium",
 ];
