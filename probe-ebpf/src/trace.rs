@@ -128,6 +128,8 @@ pub struct Thread {
     pub call_on_ns: u64,
     pub call_off_ns: u64,
     pub arguments: [u64; 3],
+    /// The time of `CLASS_LOCK` when the call began.
+    pub lock_ns: u64,
     pub device: u32,
     pub flags: u32,
     /// Whether it has begun to end.

@@ -3,8 +3,9 @@
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use bytemuck::Zeroable as _;
 use probe_ebpf::trace::{
-    CLASS_DISK, CLASS_EVENTS, CLASS_FILES, CLASS_NETWORK, CLASS_OTHER, CLASS_PEER, CLASS_SLEEP,
-    CLASS_USER, NAME_LEN, SPAN_CALL, SPAN_CONNECTED, SPAN_DNS, SPAN_REGULAR, Span, Thread,
+    CLASS_DISK, CLASS_EVENTS, CLASS_FILES, CLASS_LOCK, CLASS_NETWORK, CLASS_OTHER, CLASS_PEER,
+    CLASS_SLEEP, CLASS_USER, NAME_LEN, SPAN_CALL, SPAN_CONNECTED, SPAN_DNS, SPAN_REGULAR, Span,
+    Thread,
 };
 
 use super::{
@@ -23,6 +24,9 @@ use crate::{
 
 /// What a look-up of a path that does not exist returns.
 const ENOENT: i64 = -2;
+
+/// What a futex(2) returns that nobody woke: it was waited for as one sleeps.
+const ETIMEDOUT: i64 = -110;
 
 /// Where name servers are asked.
 const DNS_PORT: u16 = 53;
@@ -60,6 +64,7 @@ fn enter(thread: &mut Thread, registers: Registers, number: i32) {
         registers.argument(1),
         registers.argument(2),
     ];
+    thread.lock_ns = thread.times[CLASS_LOCK as usize];
     match known.names {
         Names::Descriptor | Names::Peer => see_descriptor(thread, thread.arguments[0] as i32),
         Names::Several(count) => {
@@ -162,6 +167,11 @@ fn exit(thread: &mut Thread, result: i64) {
     // If it could not be told of.
     if thread.number != NO_CALL {
         leave(thread);
+    }
+    if known.wait == CLASS_LOCK && result == ETIMEDOUT {
+        let slept = thread.times[CLASS_LOCK as usize].saturating_sub(thread.lock_ns);
+        thread.times[CLASS_LOCK as usize] -= slept;
+        thread.times[CLASS_SLEEP as usize] += slept;
     }
     let total = thread.last_ns.saturating_sub(thread.call_ns);
     add_call(thread, number, is_error, total);

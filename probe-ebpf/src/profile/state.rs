@@ -81,6 +81,7 @@ pub fn begin(tid: u32, tgid: u32, class: u32, now: u64) {
         call_on_ns: 0,
         call_off_ns: 0,
         arguments: [0; 3],
+        lock_ns: 0,
         device: 0,
         flags: 0,
         inode: 0,

@@ -18,6 +18,20 @@ static void rest(int milliseconds) {
     nanosleep(&time, NULL);
 }
 
+// As virtual machines sleep: until a time, or a word that nobody says.
+static void doze(int milliseconds) {
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    static pthread_cond_t never = PTHREAD_COND_INITIALIZER;
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += milliseconds * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&mutex);
+    while (pthread_cond_timedwait(&never, &mutex, &until) == 0) continue;
+    pthread_mutex_unlock(&mutex);
+}
+
 static double cpu(void) {
     struct timespec time;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
@@ -57,7 +71,8 @@ int main(int argc, char **argv) {
     if (argc != 4) return 2;
     first_function(200);
     second_function(100);
-    rest(200);
+    rest(150);
+    doze(50);
 
     char path[4096], data[65536];
     for (int i = 0; i < 100; i++) {

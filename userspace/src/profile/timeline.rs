@@ -93,11 +93,20 @@ impl Line<'_> {
         let of = |index: usize| Class::ALL.get(self.parts[index].span.class as usize);
         match (self.off, self.fault, self.call) {
             (Some(_), _, _) if self.is_woken => Class::Runnable,
-            (Some(off), _, _) => of(off).copied().unwrap_or(Class::Other),
+            (Some(off), _, _) => match of(off).copied().unwrap_or(Class::Other) {
+                Class::Lock if self.is_timed_out() => Class::Sleep,
+                class => class,
+            },
             (None, Some(_), _) => Class::Fault,
             (None, None, Some(call)) => of(call).copied().unwrap_or(Class::Kernel),
             (None, None, None) => Class::User,
         }
+    }
+
+    /// Whether nobody woke the thread from what it waits for in its call: virtual machines sleep so.
+    fn is_timed_out(&self) -> bool {
+        let result = self.call.map(|call| self.parts[call].span.result);
+        result == Some(-i64::from(libc::ETIMEDOUT))
     }
 
     fn advance(&mut self, to_ns: u64) {

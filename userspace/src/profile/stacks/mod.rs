@@ -140,9 +140,13 @@ impl Sampler {
     /// # Errors
     /// [`Error::Permission`] without CAP_PERFMON.
     pub fn attach(pid: i32, frequency: u32) -> Result<Self, Error> {
+        Self::attach_with(pid, frequency, ring_size(processors()?.len()))
+    }
+
+    /// With rings of this size.
+    fn attach_with(pid: i32, frequency: u32, size: usize) -> Result<Self, Error> {
         let period_ns = 1_000_000_000 / u64::from(frequency.clamp(1, HIGHEST_FREQUENCY));
         let processors = processors()?;
-        let size = ring_size(processors.len());
         let mut sources = Vec::with_capacity(processors.len());
         for processor in processors {
             match Source::open(pid, processor, period_ns, size) {

@@ -97,7 +97,9 @@ fn start(script: &str, argument: &Path) -> Child {
 /// Samples a script to its end, and reads the rings meanwhile or only then. None without the permission.
 async fn sample(script: &str, argument: &Path, is_read: bool) -> Option<(Stacks, Counts)> {
     let mut child = start(script, argument);
-    let mut sampler = match Sampler::attach(child.id().unwrap() as i32, FREQUENCY) {
+    let pid = child.id().unwrap() as i32;
+    let size = if is_read { RING } else { SMALLEST_RING };
+    let mut sampler = match Sampler::attach_with(pid, FREQUENCY, size) {
         Err(Error::Permission(_)) => {
             eprintln!("skipped: sampling takes CAP_PERFMON");
             return None;
