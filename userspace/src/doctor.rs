@@ -70,6 +70,8 @@ pub struct Facts {
     /// Tracepoints that the probe attaches to and that are not there; or why that cannot be
     /// told.
     pub missing_tracepoints: Result<Vec<String>, String>,
+    /// The same for profiles.
+    pub missing_for_profiles: Result<Vec<String>, String>,
     pub tracefs: Option<PathBuf>,
     pub capabilities: CapabilitySet,
     pub initial_pid_namespace: bool,
@@ -94,7 +96,8 @@ impl Facts {
             .find(|path| mounted(path, "events"));
         Self {
             kernel: host::kernel_version(),
-            missing_tracepoints: watch::missing_tracepoints().map_err(|error| chain(&error)),
+            missing_tracepoints: watch::missing_tracepoints(false).map_err(|error| chain(&error)),
+            missing_for_profiles: watch::missing_tracepoints(true).map_err(|error| chain(&error)),
             tracefs: tracefs.map(PathBuf::from),
             capabilities: host::capabilities(),
             initial_pid_namespace: host::is_initial_pid_namespace(),
@@ -119,7 +122,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 /// Everything that the facts tell.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
-    let mut findings = vec![kernel(facts), btf(facts), tracefs(facts)];
+    let mut findings = vec![kernel(facts), btf(facts), profiles(facts), tracefs(facts)];
     findings.extend(capabilities(facts));
     findings.extend([
         pid_namespace(facts),
@@ -166,6 +169,23 @@ fn btf(facts: &Facts) -> Finding {
             "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
         ),
     }
+}
+
+fn profiles(facts: &Facts) -> Finding {
+    let found = match &facts.missing_for_profiles {
+        Ok(missing) if missing.is_empty() => {
+            return good("profiles", "the kernel tells all that they are made of");
+        }
+        Ok(missing) => format!("lacks {}", missing.join(", ")),
+        Err(reason) => reason.clone(),
+    };
+    finding(
+        "profiles",
+        Severity::Limited,
+        found,
+        "`profile` and `capture --profile` do not work",
+        "use a newer kernel",
+    )
 }
 
 fn tracefs(facts: &Facts) -> Finding {
@@ -329,6 +349,7 @@ mod tests {
         Facts {
             kernel: (6, 18),
             missing_tracepoints: Ok(vec![]),
+            missing_for_profiles: Ok(vec![]),
             tracefs: None,
             capabilities: CapabilitySet::all(),
             initial_pid_namespace: true,

@@ -291,17 +291,23 @@ impl Watch {
     }
 }
 
-/// What of the running kernel the probe needs and does not find; empty if it will attach.
+/// What of the running kernel the probe needs, to record a profile too if it `records`, and does not find;
+/// empty if it will attach.
 ///
 /// # Errors
 /// [`WatchError::NoBtf`] or [`WatchError::Btf`].
-pub fn missing_tracepoints() -> Result<Vec<String>, WatchError> {
+pub fn missing_tracepoints(records: bool) -> Result<Vec<String>, WatchError> {
     let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
-    kernel_offsets(&data, probe::MEMBERS_WITHOUT_PROFILE)?;
+    let members = match records {
+        true => probe::KERNEL_MEMBERS.len(),
+        false => probe::MEMBERS_WITHOUT_PROFILE,
+    };
+    kernel_offsets(&data, members)?;
     let btf = btf::Btf::parse(&data)?;
-    let tracepoints = PROGRAMS.into_iter().chain([SYSTEM_CALL]);
-    let names = tracepoints.map(|(_, tracepoint)| tracepoint.to_owned());
+    let recording = recording::PROGRAMS.iter().filter(|_| records);
+    let names = PROGRAMS.iter().chain([&SYSTEM_CALL]).chain(recording);
     Ok(names
+        .map(|(_, tracepoint)| (*tracepoint).to_owned())
         .filter(|tracepoint| !btf.has_tracepoint(tracepoint))
         .collect())
 }
