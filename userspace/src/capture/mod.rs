@@ -15,7 +15,8 @@ use std::{
 use crate::{
     client::AskError,
     criu::{
-        AfterDump, CriuError, Program, ProgramError, TcpConnections, UserError, kerndat::Kerndat,
+        AfterDump, CriuError, Program, ProgramError, TcpConnections, UserError, Version,
+        kerndat::Kerndat,
     },
     edit::{self, EditError},
     freeze::{self, FreezeError},
@@ -25,8 +26,8 @@ use crate::{
     obstacle::Obstacle,
     output::Output,
     profile::{Profile, Recorder, Subject},
-    spawn::{Command, Descriptors, Fresh, Place, Plan, Sandbox, SpawnError},
-    store::{Capture, CommandInfo, Image, Store, StoreError},
+    spawn::{Command, Sandbox, SpawnError},
+    store::{Capture, CommandInfo, Image, Staging, Store, StoreError},
     tree::{Connection, HostPid, Top},
     warmup::{Warmup, WarmupError},
     watch::{CapturePoint, Watch, WatchError},
@@ -226,153 +227,210 @@ pub async fn capture(
     criu: &Program,
     options: &Options,
     interrupted: impl Future<Output = ()>,
-    mut progress: impl FnMut(Progress),
+    progress: impl FnMut(Progress),
 ) -> Result<Captured, CaptureError> {
-    let begun_at = SystemTime::now();
-    let version = criu.check(host::kernel_version())?;
-    let staging = store.stage()?;
-    let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(CaptureError::Host)?;
-    let (mut output, [stdout, stderr]) = Output::new(false).map_err(CaptureError::Output)?;
-    let open =
-        |path: PathBuf| fs::File::open(&path).map_err(|source| StoreError::Read { path, source });
-    let (images, work) = (open(staging.criu())?, open(staging.work())?);
-    let plan = Plan {
-        command: Some(options.command.clone()),
-        criu: criu.c_path(),
-        kerndat: kerndat.folder().to_path_buf(),
-        kerndat_is_new: !kerndat.is_filled(),
-        guarded: None,
-        place: Place::New(Fresh {
-            terminals: true,
-            ..Fresh::default()
-        }),
+    let mut attempt = Attempt::new(store, criu, options).await?;
+    let made = tokio::select! {
+        made = attempt.make(progress) => made?,
+        () = interrupted => return Err(CaptureError::Interrupted),
     };
-    let descriptors = Descriptors {
-        images: images.as_fd(),
-        work: work.as_fd(),
-        stdout: stdout.as_fd(),
-        stderr: stderr.as_fd(),
-        instance: work.as_fd(),
+    let running = match options.leave_running {
+        true => Some(attempt.into_running()),
+        false => None,
     };
-    let mut sandbox = Sandbox::create(&plan, &descriptors).await?;
-    drop((stdout, stderr));
+    Ok(Captured {
+        image: made.image,
+        forked_after_listen: made.forked_after_listen,
+        running,
+        profile: made.profile,
+    })
+}
 
-    progress(Progress::Attaching);
-    let stop_at = Some(options.point).filter(|_| !options.runs_on());
-    let listener = options.how.listener.as_ref();
-    let (mut watch, mut recorder) = match options.profiled {
-        None => (Watch::attach(stop_at, listener)?, None),
-        Some(frequency) => {
-            let (watch, recording) = Watch::attach_recording(stop_at, listener)?;
-            (watch, Some(Recorder::new(recording, frequency)))
-        }
-    };
-    let mut profile = None;
-    let mut start_up = StartUp::new(options);
-    let reached = async {
+/// A command that is to become an image, in its sandbox.
+pub struct Attempt<'a> {
+    store: &'a Store,
+    options: &'a Options,
+    begun_at: SystemTime,
+    version: Version,
+    staging: Option<Staging>,
+    kerndat: Kerndat,
+    sandbox: Sandbox,
+    output: Output,
+}
+
+/// What an attempt has made.
+pub struct Made {
+    pub image: Image,
+    forked_after_listen: bool,
+    profile: Option<Profile>,
+}
+
+impl<'a> Attempt<'a> {
+    /// Prepares everything; the command does not run yet.
+    ///
+    /// # Errors
+    /// See [`CaptureError`].
+    pub async fn new(
+        store: &'a Store,
+        criu: &Program,
+        options: &'a Options,
+    ) -> Result<Self, CaptureError> {
+        let begun_at = SystemTime::now();
+        let version = criu.check(host::kernel_version())?;
+        let staging = store.stage()?;
+        let kerndat = Kerndat::open(&store.kerndat(), criu).map_err(CaptureError::Host)?;
+        let open = |path: PathBuf| {
+            fs::File::open(&path).map_err(|source| StoreError::Read { path, source })
+        };
+        let (images, work) = (open(staging.criu())?, open(staging.work())?);
+        let criu = (criu.c_path(), Some(&kerndat));
+        let folders = [images.as_fd(), work.as_fd()];
+        let (sandbox, output) = start_up::sandbox(&options.command, criu, folders).await?;
+        Ok(Self {
+            store,
+            options,
+            begun_at,
+            version,
+            staging: Some(staging),
+            kerndat,
+            sandbox,
+            output,
+        })
+    }
+
+    /// The init that the command runs below.
+    pub fn init(&self) -> HostPid {
+        self.sandbox.init()
+    }
+
+    /// From now on, passes on what the server writes.
+    pub fn forward_output(&self) {
+        self.output.forward();
+    }
+
+    /// Starts the command, and makes an image of it at the capture point.
+    ///
+    /// # Errors
+    /// See [`CaptureError`].
+    pub async fn make(&mut self, mut progress: impl FnMut(Progress)) -> Result<Made, CaptureError> {
+        let Self {
+            store,
+            options,
+            sandbox,
+            output,
+            kerndat,
+            ..
+        } = self;
+        let staging = self.staging.take().expect("an attempt is made once");
+        progress(Progress::Attaching);
+        let stop_at = Some(options.point).filter(|_| !options.runs_on());
+        let listener = options.how.listener.as_ref();
+        let (mut watch, mut recorder) = match options.profiled {
+            None => (Watch::attach(stop_at, listener)?, None),
+            Some(frequency) => {
+                let (watch, recording) = Watch::attach_recording(stop_at, listener)?;
+                (watch, Some(Recorder::new(recording, frequency)))
+            }
+        };
+        let mut start_up = StartUp::new(options);
         start_up
             .run(
-                &mut sandbox,
+                sandbox,
                 &mut watch,
-                &mut output,
+                output,
                 recorder.as_mut(),
                 &mut progress,
             )
             .await?;
-        if let Some(recorder) = recorder.take() {
-            let subject = Subject {
+        let profile = recorder.map(|recorder| {
+            recorder.finish(Subject {
                 command: options.command.words(),
                 point: options.point,
                 end_ns: start_up.stop_ns,
                 restored_ns: None,
                 response_ns: None,
-            };
-            profile = Some(recorder.finish(subject)?);
-        }
+            })
+        });
+        let profile = profile.transpose()?;
         let dropped_events = watch.dropped()?;
-        if options.runs_on() {
+        let (tree, freeze_time) = if options.runs_on() {
             // The events to come would be those of the requests.
             drop(watch);
-            let steps = (&mut sandbox, &mut output, &mut start_up);
+            let steps = (&mut *sandbox, &mut *output, &mut start_up);
             let asked = warm::warm_up(steps, options, &mut progress).await?;
             progress(Progress::Freezing);
             start_up.mark("freeze");
-            let idle = warm::freeze_idle(&mut sandbox, &asked).await;
-            let (tree, time) = match idle {
+            match warm::freeze_idle(sandbox, &asked).await {
                 Err(CaptureError::Freeze(FreezeError::Gone)) => {
                     let status = tokio::time::timeout(EXIT_LIMIT, sandbox.exit()).await;
                     let status = status.ok().and_then(Result::ok);
-                    return Err(start_up.ended(status, &mut output, "was frozen").await);
+                    return Err(start_up.ended(status, output, "was frozen").await);
                 }
-                other => other?,
-            };
-            return Ok((tree, time, dropped_events));
+                frozen => frozen?,
+            }
+        } else {
+            progress(Progress::Freezing);
+            start_up.mark("freeze");
+            let begun = Instant::now();
+            let tree = freeze::freeze(Top::Init(sandbox.init()), start_up.stopped).await?;
+            // Detached before CRIU works in the tree: what it does there is not the server's doing.
+            drop(watch);
+            (tree, begun.elapsed())
+        };
+        progress(Progress::Dumping {
+            processes: tree.members.len(),
+        });
+        let wanted = dump::Wanted {
+            made_since: self.begun_at,
+            outbound: options.how.outbound,
+            after: match options.leave_running {
+                true => AfterDump::LeaveStopped,
+                false => AfterDump::Kill,
+            },
+            outputs: start_up.pipe_names.clone().map(Some),
+        };
+        start_up.mark("dump");
+        let dumped = dump::dump((*store, kerndat), sandbox, &staging, &tree, &wanted).await?;
+        if options.leave_running {
+            sandbox.set_main(tree.root).await?;
+            tree.signal(Signal::CONT);
         }
-        progress(Progress::Freezing);
-        start_up.mark("freeze");
-        let begun = Instant::now();
-        let tree = freeze::freeze(Top::Init(sandbox.init()), start_up.stopped).await?;
-        // Detached before CRIU works in the tree: what it does there is not the server's doing.
-        drop(watch);
-        Ok::<_, CaptureError>((tree, begun.elapsed(), dropped_events))
-    };
-    let (tree, freeze_time, dropped_events) = tokio::select! {
-        reached = reached => reached?,
-        () = interrupted => return Err(CaptureError::Interrupted),
-    };
-    progress(Progress::Dumping {
-        processes: tree.members.len(),
-    });
-    let wanted = dump::Wanted {
-        made_since: begun_at,
-        outbound: options.how.outbound,
-        after: match options.leave_running {
-            true => AfterDump::LeaveStopped,
-            false => AfterDump::Kill,
-        },
-        outputs: start_up.pipe_names.clone().map(Some),
-    };
-    start_up.mark("dump");
-    let dumped = dump::dump((store, &kerndat), &mut sandbox, &staging, &tree, &wanted).await?;
-    let running = if options.leave_running {
-        sandbox.set_main(tree.root).await?;
-        tree.signal(Signal::CONT);
-        Some((sandbox, output))
-    } else {
-        drop(sandbox);
-        None
-    };
 
-    progress(Progress::Storing);
-    if options.point == CapturePoint::PreListen {
-        let listener = start_up.listens.last().ok_or(CaptureError::NoListener)?;
-        edit::before_listen(&staging.criu(), listener)?;
+        progress(Progress::Storing);
+        if options.point == CapturePoint::PreListen {
+            let listener = start_up.listens.last().ok_or(CaptureError::NoListener)?;
+            edit::before_listen(&staging.criu(), listener)?;
+        }
+        let after_restore = options.how.after_restore.iter().map(ToString::to_string);
+        let origin = dump::Origin {
+            version: self.version,
+            command: CommandInfo {
+                words: options.command.words(),
+                working_directory: options.command.working_directory.clone(),
+                user: options.command.user.as_ref().map(|user| user.name.clone()),
+                environment: options.command.environment(),
+            },
+            capture: Capture {
+                point: options.point,
+                start_up_us: start_up.duration_us(),
+                freeze_us: freeze_time.as_micros() as u64,
+                dump_us: dumped.time.as_micros() as u64,
+                time_line: start_up.time_line(&tree),
+                dropped_events,
+            },
+            after_restore: after_restore.collect(),
+            outputs: wanted.outputs,
+        };
+        let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;
+        Ok(Made {
+            image,
+            forked_after_listen: start_up.forked_after_listen,
+            profile,
+        })
     }
-    let after_restore = options.how.after_restore.iter().map(ToString::to_string);
-    let origin = dump::Origin {
-        version,
-        command: CommandInfo {
-            words: options.command.words(),
-            working_directory: options.command.working_directory.clone(),
-            user: options.command.user.as_ref().map(|user| user.name.clone()),
-            environment: options.command.environment(),
-        },
-        capture: Capture {
-            point: options.point,
-            start_up_us: start_up.duration_us(),
-            freeze_us: freeze_time.as_micros() as u64,
-            dump_us: dumped.time.as_micros() as u64,
-            time_line: start_up.time_line(&tree),
-            dropped_events,
-        },
-        after_restore: after_restore.collect(),
-        outputs: wanted.outputs,
-    };
-    let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;
-    Ok(Captured {
-        image,
-        forked_after_listen: start_up.forked_after_listen,
-        running,
-        profile,
-    })
+
+    /// The server, which goes on running if it was to be left running.
+    pub fn into_running(self) -> (Sandbox, Output) {
+        (self.sandbox, self.output)
+    }
 }

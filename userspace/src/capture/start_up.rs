@@ -1,18 +1,69 @@
 //! The way of a command to its capture point: what happened on it, and when it is reached.
 
-use std::{os::unix::ffi::OsStrExt as _, time::Duration};
+use std::{
+    ffi::CString,
+    fs,
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::{CaptureError, NotReached, Options, Progress};
 use crate::{
+    criu::kerndat::Kerndat,
     freeze::{FreezeError, FrozenTree},
     listener::Listener,
     output::Output,
     profile::Recorder,
-    spawn::{Sandbox, SpawnError, Step},
+    spawn::{Command, Descriptors, Fresh, Place, Plan, Sandbox, SpawnError, Step},
     store::Moment,
     tree::{self, HostPid, NsPid},
     watch::{CapturePoint, Event, Watch, What},
 };
+
+/// A sandbox for a command, which does not run yet, and what reads its output. `criu` is the program and
+/// where its kernel data is cached; the folders are those of CRIU's images and logs.
+///
+/// # Errors
+/// See [`CaptureError`].
+pub async fn sandbox(
+    command: &Command,
+    (criu, kerndat): (CString, Option<&Kerndat>),
+    [images, work]: [BorrowedFd<'_>; 2],
+) -> Result<(Sandbox, Output), CaptureError> {
+    let (output, [stdout, stderr]) = Output::new(false).map_err(CaptureError::Output)?;
+    let plan = Plan {
+        command: Some(command.clone()),
+        criu,
+        kerndat: kerndat.map_or_else(PathBuf::new, |cache| cache.folder().to_path_buf()),
+        kerndat_is_new: kerndat.is_some_and(|cache| !cache.is_filled()),
+        guarded: None,
+        place: Place::New(Fresh {
+            terminals: true,
+            ..Fresh::default()
+        }),
+    };
+    let descriptors = Descriptors {
+        images,
+        work,
+        stdout: stdout.as_fd(),
+        stderr: stderr.as_fd(),
+        instance: work,
+    };
+    Ok((Sandbox::create(&plan, &descriptors).await?, output))
+}
+
+/// The same for a command of which no image is to be made.
+///
+/// # Errors
+/// See [`CaptureError`].
+pub async fn sandbox_without_images(command: &Command) -> Result<(Sandbox, Output), CaptureError> {
+    let nowhere = fs::File::open("/proc/self").map_err(CaptureError::Host)?;
+    sandbox(command, (c"".to_owned(), None), [nowhere.as_fd(); 2]).await
+}
 
 /// The way of a command to its capture point.
 pub struct StartUp<'a> {

@@ -1,19 +1,17 @@
 //! Runs a server and records its start-up.
 
-use std::{
-    fs,
-    os::fd::AsFd as _,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{Profile, Recorder, Subject};
 use crate::{
-    capture::{CaptureError, Options, Progress, start_up::StartUp},
+    capture::{
+        CaptureError, Options, Progress,
+        start_up::{self, StartUp},
+    },
     client::Client,
     host::Clocks,
     output::Output,
-    spawn::{Descriptors, Fresh, Place, Plan, Sandbox},
+    spawn::Sandbox,
     target::Target,
     watch::{CapturePoint, Watch},
 };
@@ -39,30 +37,7 @@ pub async fn profile(
     interrupted: impl Future<Output = ()>,
     mut progress: impl FnMut(Progress),
 ) -> Result<Profiled, CaptureError> {
-    let (mut output, [stdout, stderr]) = Output::new(false).map_err(CaptureError::Output)?;
-    // Init is given folders for images, of which there are none here.
-    let nowhere = fs::File::open("/proc/self").map_err(CaptureError::Host)?;
-    let plan = Plan {
-        command: Some(options.command.clone()),
-        criu: c"".to_owned(),
-        kerndat: PathBuf::new(),
-        kerndat_is_new: false,
-        guarded: None,
-        place: Place::New(Fresh {
-            terminals: true,
-            ..Fresh::default()
-        }),
-    };
-    let descriptors = Descriptors {
-        images: nowhere.as_fd(),
-        work: nowhere.as_fd(),
-        stdout: stdout.as_fd(),
-        stderr: stderr.as_fd(),
-        instance: nowhere.as_fd(),
-    };
-    let mut sandbox = Sandbox::create(&plan, &descriptors).await?;
-    drop((stdout, stderr));
-
+    let (mut sandbox, mut output) = start_up::sandbox_without_images(&options.command).await?;
     progress(Progress::Attaching);
     let runs_on = options.leave_running || asked.is_some();
     let runs_on = runs_on || options.point == CapturePoint::Warm;
