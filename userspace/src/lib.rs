@@ -35,6 +35,7 @@ pub mod error;
 pub mod report;
 pub mod requirements;
 
+pub mod aside;
 pub mod cgroup;
 pub mod client;
 pub mod guard;
