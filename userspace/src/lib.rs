@@ -12,6 +12,7 @@
 pub mod cli;
 pub mod commands;
 
+pub mod archive;
 pub mod bench;
 pub mod capture;
 pub mod profile;

@@ -171,6 +171,23 @@ mod restore_stats_entry {
     pub const PAGES_RESTORED: u32 = 5;
 }
 
+/// CRIU's own statistics of a dump.
+pub const STATISTICS: &str = "stats-dump";
+
+/// Keeps CRIU's statistics of a dump with its images, for those who look at them with other tools.
+///
+/// # Errors
+/// [`EditError::Write`].
+pub fn keep_statistics(work: &Path, images: &Path) -> Result<(), EditError> {
+    let path = images.join(STATISTICS);
+    match fs::copy(work.join(STATISTICS), &path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(EditError::Write { path, source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The image that CRIU reads before its own clock of a restore starts.
 pub const INVENTORY: &str = "inventory.img";
 

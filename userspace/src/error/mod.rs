@@ -7,6 +7,7 @@ use std::{io, path::PathBuf};
 
 pub use self::code::ExitCode;
 use crate::{
+    archive::ArchiveError,
     bench::{BenchError, gate::GateError, results::ResultsError},
     capture::CaptureError,
     cgroup::CgroupError,
@@ -32,6 +33,12 @@ pub enum Error {
     Restore(#[from] RestoreError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("an archive is nothing for a terminal")]
+    Terminal,
+    #[error("--json has no place when the archive goes to standard output")]
+    JsonWithArchive,
     #[error(transparent)]
     Instance(#[from] InstanceError),
     #[error(transparent)]

@@ -1,5 +1,6 @@
 //! Prints: the only module that does. Results go to standard output, the rest to standard error.
 
+mod archives;
 mod bench;
 mod images;
 pub mod profile;
@@ -73,6 +74,11 @@ impl Report {
     /// Shows where a capture is, on a terminal.
     pub fn progress(&self) -> ProgressLine {
         ProgressLine::new()
+    }
+
+    /// Shows how much of an image has been written or read, on a terminal.
+    pub fn transfer(&self, verb: &'static str) -> ProgressLine {
+        ProgressLine::transfer(verb)
     }
 
     /// # Errors
