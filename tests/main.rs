@@ -12,6 +12,7 @@ mod exports;
 mod gate;
 mod hard;
 mod hooks;
+mod keep;
 mod lifecycle;
 mod limits;
 mod load;

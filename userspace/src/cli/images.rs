@@ -1,10 +1,10 @@
 //! The arguments of the commands that keep images.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
-use crate::cgroup::Memory;
+use crate::{cgroup::Memory, store::Rules};
 
 #[derive(Debug, Args)]
 pub struct Inspect {
@@ -50,6 +50,37 @@ pub struct Import {
     /// If the file is cut short, keep what has arrived, and go on from there the next time
     #[arg(long)]
     pub resume: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("rules").required(true).multiple(true)))]
+pub struct Prune {
+    /// Keep the newest N images, whatever else is said; without another rule, remove the others
+    #[arg(long, value_name = "N", group = "rules")]
+    pub keep: Option<usize>,
+    /// Remove images that are older, as 7d or 12h
+    #[arg(long, value_name = "TIME", group = "rules", value_parser = humantime::parse_duration)]
+    pub older_than: Option<Duration>,
+    /// Remove the oldest until the rest is no larger, in bytes or with K, M or G
+    #[arg(long, value_name = "SIZE", group = "rules", value_parser = size)]
+    pub max_size: Option<u64>,
+    /// Remove images with a name as well
+    #[arg(long)]
+    pub all: bool,
+    /// Only tell what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl Prune {
+    pub fn rules(&self) -> Rules {
+        Rules {
+            keep: self.keep,
+            older_than: self.older_than,
+            max_bytes: self.max_size,
+            named: self.all,
+        }
+    }
 }
 
 /// A number of bytes.

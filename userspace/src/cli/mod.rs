@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 pub use self::{
     bench::Bench,
-    images::{Export, Import, Inspect, Rm, Verify},
+    images::{Export, Import, Inspect, Prune, Rm, Verify},
     profile::{Format, Profile, ProfileCommand, ProfileDiff},
 };
 use crate::{
@@ -130,7 +130,16 @@ pub enum Command {
     /// leaves nothing behind. An image is a program: import those only that you would run.
     Import(Import),
     /// Remove images
+    ///
+    /// None that a running instance uses is removed.
     Rm(Rm),
+    /// Remove old images
+    ///
+    /// The rules are combined: what is older than --older-than goes, then the oldest until the rest
+    /// fits into --max-size, and the newest of --keep stay in any case. Images that a running instance uses
+    /// stay as well, and those with a name unless --all is given. (An image loses its name to the
+    /// next one that is captured under it.) What was kept of imports that were cut short goes too.
+    Prune(Prune),
     /// Measure the start-up of a server, cold and restored in turn
     ///
     /// Each run starts the server in a control group of its own, asks it from outside until it

@@ -49,6 +49,7 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
         Command::Export(arguments) => archives::export(global, arguments, report),
         Command::Import(arguments) => archives::import(global, arguments, report),
         Command::Rm(arguments) => images::rm(global, arguments, report),
+        Command::Prune(arguments) => images::prune(global, arguments, report),
         Command::Bench(arguments) => bench::run(global, arguments, report).await,
         Command::Profile(arguments) => profile::run(global, arguments, report).await,
         Command::Doctor => doctor::run(global, report).await,

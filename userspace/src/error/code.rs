@@ -65,6 +65,8 @@ pub enum ExitCode {
     HookFailed = 117,
     /// An archive is damaged, cut short, or not what it says.
     ArchiveRefused = 118,
+    /// A running instance uses the image.
+    InUse = 119,
     /// Interrupted by a signal.
     Interrupted = 130,
 }
@@ -99,6 +101,7 @@ impl Error {
             Self::Program(_) => ExitCode::NoCriu,
             Self::Store(error) => store_code(error),
             Self::Archive(error) => archive_code(error),
+            Self::InUse { .. } => ExitCode::InUse,
             Self::Terminal | Self::JsonWithArchive => ExitCode::Usage,
             Self::Restore(RestoreError::Instance(InstanceError::Write { source, .. })) => {
                 match source.kind() {

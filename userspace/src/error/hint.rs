@@ -39,6 +39,8 @@ impl Error {
             Self::Program(error) => program_hint(error),
             Self::Store(error) | Self::Restore(RestoreError::Store(error)) => store_hint(error)?,
             Self::Archive(error) => archive_hint(error)?,
+            Self::InUse { by, .. } if by.is_empty() => "try again in a moment".into(),
+            Self::InUse { by, .. } => format!("end it first: warmimg stop {}", by.join(" ")),
             Self::Terminal | Self::JsonWithArchive => {
                 "name a file with -o FILE, or send it on: warmimg export | …".into()
             }

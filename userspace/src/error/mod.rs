@@ -35,6 +35,12 @@ pub enum Error {
     Store(#[from] StoreError),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    #[error("the image {image} is in use{}", used_by(.by))]
+    InUse {
+        image: String,
+        /// The instances; none while it is being restored.
+        by: Vec<String>,
+    },
     #[error("an archive is nothing for a terminal")]
     Terminal,
     #[error("--json has no place when the archive goes to standard output")]
@@ -92,6 +98,13 @@ pub enum Error {
     Output(#[source] io::Error),
     #[error("nothing to stop: name an instance, or give --all")]
     NothingNamed,
+}
+
+fn used_by(instances: &[String]) -> String {
+    match instances {
+        [] => ": it is being restored, or removed".to_owned(),
+        some => format!(" by {}", some.join(", ")),
+    }
 }
 
 /// CRIU's protocol has no code for it; its log has the text of `ENOSPC`.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Lines, Report, units::Bytes};
+use super::{Lines, Report, images::described, units::Bytes};
 use crate::{
     archive::{Exported, Imported},
     error::Error,
@@ -57,10 +57,7 @@ impl Report {
             );
         }
         let mut out = Lines::default();
-        let label = match &image.names[..] {
-            [] => image.digest.short().to_owned(),
-            names => format!("{} ({})", names.join(", "), image.digest.short()),
-        };
+        let label = described(&image.digest, &image.names);
         out.add(&match existed {
             true => format!("Already there: {label}"),
             false => format!("Imported {label}: {}", Bytes(image.manifest.image_bytes())),

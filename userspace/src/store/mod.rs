@@ -17,7 +17,9 @@
 //! Nothing here touches a live process.
 
 mod accept;
+mod hold;
 mod manifest;
+mod prune;
 mod seal;
 mod staging;
 mod verify;
@@ -36,9 +38,11 @@ use crate::{
 
 use self::seal::{Identity, SEAL, Seal, seal_files};
 pub use self::{
+    hold::{Claim, Hold},
     manifest::{
         Capture, CommandInfo, CriuInfo, Dependency, ImageFile, Manifest, Moment, SCHEMA, now_ms,
     },
+    prune::{Choice, Rules},
     seal::Damage,
     staging::{Staging, is_free},
     verify::Verification,
@@ -124,7 +128,7 @@ impl fmt::Display for Digest {
 }
 
 /// An image in the store.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub digest: Digest,
     pub names: Vec<String>,

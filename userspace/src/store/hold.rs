@@ -1,0 +1,66 @@
+//! Keeps images from being removed while they are being restored. What runs already is known by its
+//! record (see `instance`).
+//!
+//! Invariant: an image is removed by who has locked its folder alone, and restored by who shares the
+//! lock.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+
+use super::{Digest, Image, Store, StoreError, read_error};
+
+/// As long as this is there, nobody removes the image.
+#[derive(Debug)]
+pub struct Hold {
+    _lock: OwnedFd,
+}
+
+/// As long as this is there, nobody restores the image.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: OwnedFd,
+}
+
+impl Image {
+    /// # Errors
+    /// [`StoreError::Read`], with [`io::ErrorKind::ResourceBusy`] if the image is being removed.
+    pub fn hold(&self) -> Result<Hold, StoreError> {
+        let folder = File::open(&self.folder).map_err(read_error(&self.folder))?;
+        flock(folder.as_fd(), FlockOperation::NonBlockingLockShared).map_err(|errno| {
+            let error = match errno {
+                Errno::WOULDBLOCK => io::ErrorKind::ResourceBusy.into(),
+                errno => errno.into(),
+            };
+            read_error(&self.folder)(error)
+        })?;
+        Ok(Hold {
+            _lock: folder.into(),
+        })
+    }
+}
+
+impl Store {
+    /// Makes sure that an image is not being restored; none if it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub fn claim(&self, digest: &Digest) -> Result<Option<Claim>, StoreError> {
+        let path = self.folder_of(digest);
+        let folder = File::open(&path).map_err(read_error(&path))?;
+        match flock(folder.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Claim {
+                _lock: folder.into(),
+            })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(read_error(&path)(errno.into())),
+        }
+    }
+}
