@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Workspace, expect, free_port, server::Server, servers};
+use crate::support::{Workspace, ask::Client, expect, free_port, server::Server, servers};
 
 fn capture(workspace: &Workspace, name: &str) -> Server {
     let server = servers::plain("accept", free_port());
@@ -72,5 +72,77 @@ fn old_images_go_and_what_runs_stays() {
     workspace.run(["stop", "--all"]);
     workspace.run(["prune", "--all", "--keep", "0"]);
     assert_eq!(names(&workspace), [""; 0]);
+    workspace.assert_clean();
+}
+
+#[test]
+fn what_differs_between_two_images_is_told() {
+    let workspace = Workspace::new();
+    let program = servers::compile(&workspace, "memory/server.c");
+    let port = free_port();
+    let server = Server::new(Client::Http(port), [program, port.to_string()]);
+    let capture = |name, mode| {
+        let mut command = server.capture(&workspace, &["--name", name]);
+        expect(0, command.env("MODE", mode));
+    };
+    capture("first", "slow");
+    capture("second", "fast");
+    let diff = |before: &str, after: &str| {
+        let printed = workspace.run(["--json", "diff", before, after]);
+        lines(&printed).pop().unwrap()
+    };
+    let count = |diff: &Value, what: &str| diff["total"][what].as_u64().unwrap();
+
+    let found = diff("first", "second");
+    assert_eq!(found["settings"], Value::Array(vec![]));
+    let variable = serde_json::json!([{ "what": "MODE", "before": "slow", "after": "fast" }]);
+    assert_eq!(found["environment"], variable);
+    assert_eq!(found["dependencies"], Value::Array(vec![]));
+    let files = found["files"].as_array().unwrap();
+    assert!(files.iter().any(|file| file["what"] == "criu/pages-1.img"));
+    assert!(count(&found, "same") > 0 && count(&found, "different") > 0);
+    // Every page is counted once.
+    let pages = |name: &str| {
+        let image = lines(&workspace.run(["--json", "inspect", name]))
+            .pop()
+            .unwrap();
+        image["manifest"]["memory_bytes"].as_u64().unwrap() / 4096
+    };
+    let both = count(&found, "same") + count(&found, "different");
+    assert_eq!(both + count(&found, "only_before"), pages("first"));
+    assert_eq!(both + count(&found, "only_after"), pages("second"));
+    // For people, names of variables without their values.
+    let printed = workspace.run(["diff", "first", "second"]);
+    assert!(printed.contains("Environment\n  ~ MODE\n"), "{printed}");
+    assert!(!printed.contains("slow"), "{printed}");
+    assert!(printed.contains("\n  process 300 "), "{printed}");
+
+    // An image does not differ from itself, and little from what became of it.
+    let same = diff("first", "first");
+    assert_eq!(count(&same, "same"), pages("first"));
+    for part in [
+        "settings",
+        "environment",
+        "processes",
+        "dependencies",
+        "files",
+    ] {
+        assert_eq!(same[part], Value::Array(vec![]), "{part}");
+    }
+    workspace.run(["restore", "-d", "first"]);
+    workspace.run(["checkpoint", "--pid", "first-1", "--name", "later"]);
+    let later = diff("first", "later");
+    assert!(
+        count(&later, "same") * 10 > pages("first") * 9,
+        "{}",
+        later["total"]
+    );
+    let point = &later["settings"][0];
+    assert_eq!(
+        (&point["what"], &point["after"]),
+        (&"point".into(), &"checkpoint".into())
+    );
+    let error = workspace.fail(107, ["diff", "first", "nothing"]);
+    assert!(error.contains("no image is called \"nothing\""), "{error}");
     workspace.assert_clean();
 }

@@ -15,6 +15,7 @@ pub mod commands;
 pub mod archive;
 pub mod bench;
 pub mod capture;
+pub mod diff;
 pub mod profile;
 pub mod restore;
 

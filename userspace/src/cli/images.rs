@@ -29,6 +29,14 @@ pub struct Rm {
 }
 
 #[derive(Debug, Args)]
+pub struct Diff {
+    /// Name of the image before, or the beginning of its digest
+    pub before: String,
+    /// Name of the image after, or the beginning of its digest
+    pub after: String,
+}
+
+#[derive(Debug, Args)]
 pub struct Export {
     /// Name of the image, or the beginning of its digest [default: the newest]
     pub image: Option<String>,

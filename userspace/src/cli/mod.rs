@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 pub use self::{
     bench::Bench,
-    images::{Export, Import, Inspect, Prune, Rm, Verify},
+    images::{Diff, Export, Import, Inspect, Prune, Rm, Verify},
     profile::{Format, Profile, ProfileCommand, ProfileDiff},
 };
 use crate::{
@@ -118,6 +118,11 @@ pub enum Command {
     /// image whose files have been replaced, be it by the same, as when the store has been copied:
     /// if its content is still what was captured, it can be restored again from then on.
     Verify(Verify),
+    /// Show what differs between two images
+    ///
+    /// Their settings, processes, files, and the pages of their memory, compared where they are
+    /// the same: addresses differ from start to start.
+    Diff(Diff),
     /// Write an image to a file that can be sent
     ///
     /// The file is a tar stream, compressed with zstd: an OCI image layout, which checkpointctl can

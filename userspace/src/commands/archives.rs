@@ -40,6 +40,7 @@ pub fn export(global: &cli::Global, arguments: &cli::Export, report: &Report) ->
         return Err(Error::JsonWithArchive);
     }
     let image = open_store(global)?.find(arguments.image.as_deref())?;
+    let _held = image.hold()?;
     let total = image.manifest.image_bytes();
     let line = report.transfer("exporting");
     let mut progress = |done| line.show_transfer(total, done);

@@ -5,6 +5,7 @@ mod auto;
 mod bench;
 mod capture;
 mod checkpoint;
+mod diff;
 mod doctor;
 mod documents;
 mod images;
@@ -48,6 +49,7 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
         Command::Verify(arguments) => images::verify(global, arguments, report),
         Command::Export(arguments) => archives::export(global, arguments, report),
         Command::Import(arguments) => archives::import(global, arguments, report),
+        Command::Diff(arguments) => diff::run(global, arguments, report),
         Command::Rm(arguments) => images::rm(global, arguments, report),
         Command::Prune(arguments) => images::prune(global, arguments, report),
         Command::Bench(arguments) => bench::run(global, arguments, report).await,

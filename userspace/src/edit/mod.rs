@@ -7,6 +7,7 @@ mod guarded;
 mod image;
 mod listeners;
 mod memory;
+mod pages;
 mod process;
 mod rewind;
 mod timers;
@@ -24,6 +25,7 @@ pub use self::{
     image::EditError,
     listeners::move_listeners,
     memory::{Mapped, Traits, describe_mapped, inherited_name, lay_out},
+    pages::{Content, Mapping, ProcessPages, pages},
     process::Run,
     rewind::before_listen,
 };
@@ -51,15 +53,19 @@ mod vma_entry {
     pub const END: u32 = 2;
     pub const PGOFF: u32 = 3;
     pub const SHMID: u32 = 4;
+    pub const PROT: u32 = 5;
     pub const FLAGS: u32 = 6;
     pub const STATUS: u32 = 7;
     pub const MADV: u32 = 9;
     pub const FDFLAGS: u32 = 10;
     /// `VMA_AREA_REGULAR` and so on, of criu/include/image.h.
     pub const REGULAR: u64 = 1;
+    pub const VDSO: u64 = 1 << 3;
     pub const HEAP: u64 = 1 << 5;
     pub const FILE_PRIVATE: u64 = 1 << 6;
+    pub const FILE_SHARED: u64 = 1 << 7;
     pub const ANON_PRIVATE: u64 = 1 << 9;
+    pub const VVAR: u64 = 1 << 12;
     pub const GUARD: u64 = 1 << 16;
 }
 

@@ -38,7 +38,7 @@ pub enum Error {
     #[error("the image {image} is in use{}", used_by(.by))]
     InUse {
         image: String,
-        /// The instances; none while it is being restored.
+        /// The instances; none while it is being restored, exported, compared or removed.
         by: Vec<String>,
     },
     #[error("an archive is nothing for a terminal")]
@@ -102,7 +102,7 @@ pub enum Error {
 
 fn used_by(instances: &[String]) -> String {
     match instances {
-        [] => ": it is being restored, or removed".to_owned(),
+        [] => ": something reads it right now".to_owned(),
         some => format!(" by {}", some.join(", ")),
     }
 }

@@ -53,6 +53,7 @@ impl Report {
                     "image_bytes": image.manifest.image_bytes(),
                     "existed": existed,
                     "resumed_bytes": resumed_bytes,
+                    "after_restore": image.manifest.after_restore,
                 }),
             );
         }
@@ -62,6 +63,10 @@ impl Report {
             true => format!("Already there: {label}"),
             false => format!("Imported {label}: {}", Bytes(image.manifest.image_bytes())),
         });
+        // They run on this host.
+        for hook in &image.manifest.after_restore {
+            out.add(&format!("  after each restore: {hook}"));
+        }
         if *resumed_bytes > 0 {
             out.add(&format!(
                 "  {} of it had arrived before",

@@ -198,7 +198,7 @@ impl Report {
         let most = most.unwrap_or(u64::MAX);
         if self.json {
             let object = json!({ "image_bytes": bytes, "fits": bytes <= most });
-            return self.line("prune-rest", object);
+            return self.line("prune_rest", object);
         }
         let mut out = Lines::default();
         out.add(&match bytes <= most {

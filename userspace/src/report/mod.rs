@@ -2,6 +2,7 @@
 
 mod archives;
 mod bench;
+mod diff;
 mod images;
 pub mod profile;
 mod progress;

@@ -1,5 +1,5 @@
-//! Keeps images from being removed while they are being restored. What runs already is known by its
-//! record (see `instance`).
+//! Keeps images from being removed while they are being restored or read. What runs already is
+//! known by its record (see `instance`).
 //!
 //! Invariant: an image is removed by who has locked its folder alone, and restored by who shares the
 //! lock.
@@ -23,7 +23,7 @@ pub struct Hold {
     _lock: OwnedFd,
 }
 
-/// As long as this is there, nobody restores the image.
+/// As long as this is there, nobody restores or reads the image.
 #[derive(Debug)]
 pub struct Claim {
     _lock: OwnedFd,
@@ -48,7 +48,7 @@ impl Image {
 }
 
 impl Store {
-    /// Makes sure that an image is not being restored; none if it is.
+    /// Makes sure that an image is not being restored or read; none if it is.
     ///
     /// # Errors
     /// [`StoreError::Read`].
