@@ -259,8 +259,8 @@ fn archive_hint(error: &ArchiveError) -> Option<String> {
             format!("`warmimg verify {image}` tells all that is wrong with it")
         }
         ArchiveError::CutShort { is_kept: true, .. } => {
-            "what has arrived was kept: import all of it with --resume, or remove what was kept \
-             with `warmimg prune`"
+            "what has arrived was kept: import all of it with --resume; the next `warmimg prune` \
+             would remove it"
                 .into()
         }
         ArchiveError::CutShort { .. } => {

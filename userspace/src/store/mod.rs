@@ -289,7 +289,7 @@ impl Store {
         let folder = self.folder_of(&digest);
         match fs::rename(&image, &folder) {
             // Another was faster, with the very same.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(_) if folder.join(MANIFEST).exists() => {}
             renamed => renamed.map_err(write_error(&folder))?,
         }
         sync_folder(&self.root.join("images"))?;
