@@ -37,7 +37,7 @@ impl Manifest {
     }
 
     /// Checks that the files are in folders of an image, each once, that links lead to some of
-    /// them, and that nothing but them is mapped at a restore.
+    /// them, and that nothing but them is mapped or read ahead at a restore.
     ///
     /// # Errors
     /// [`StoreError::Foreign`].
@@ -67,10 +67,9 @@ impl Manifest {
             }
         }
         let mapped = self.mapped.iter().flat_map(|mapped| &mapped.files);
-        match mapped
-            .map(|name| format!("criu/{name}"))
-            .find(|name| !regular.contains(name))
-        {
+        let read_ahead = self.working_set.iter().flat_map(|set| set.parts.keys());
+        let mut used = mapped.chain(read_ahead).map(|name| format!("criu/{name}"));
+        match used.find(|name| !regular.contains(name)) {
             Some(name) => Err(foreign(&name, "it is mapped, and no file of the image")),
             None => Ok(()),
         }
@@ -197,5 +196,32 @@ fn compare(expected: &[ImageFile], found: Vec<ImageFile>) -> Result<(), StoreErr
     match found.into_keys().next() {
         Some(name) => Err(foreign(&name, Damage::Unlisted)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_arrives_once_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let digest = Digest::of(b"{}");
+        let staging = store.stage_resumable(&digest).unwrap();
+        let other = store.stage_resumable(&digest);
+        assert!(matches!(other, Err(StoreError::Arriving(_))));
+        // Another one can, and neither is swept.
+        let other = store.stage_resumable(&Digest::of(b"[]")).unwrap();
+        store.sweep_partial();
+        assert!(staging.criu().is_dir() && other.criu().is_dir());
+        fs::write(staging.criu().join("core-1.img"), "core").unwrap();
+        fs::write(staging.work().join("part"), "half").unwrap();
+        store.keep_partial(staging);
+        let staging = store.stage_resumable(&digest).unwrap();
+        assert!(staging.criu().join("core-1.img").exists());
+        assert!(!staging.work().join("part").exists());
+        drop((staging, other));
+        assert!(!folder.path().join("partial").exists());
     }
 }

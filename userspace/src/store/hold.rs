@@ -64,3 +64,33 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::sample;
+
+    #[test]
+    fn an_image_is_removed_or_restored_but_not_both() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let staging = store.stage().unwrap();
+        fs::write(staging.criu().join("core-1.img"), "core").unwrap();
+        let image = store.commit(staging, sample(1), "web").unwrap();
+        let holds = [image.hold().unwrap(), image.hold().unwrap()];
+        assert!(store.claim(&image.digest).unwrap().is_none());
+        drop(holds);
+        let claim = store.claim(&image.digest).unwrap().unwrap();
+        assert!(store.claim(&image.digest).unwrap().is_none());
+        let Err(StoreError::Read { source, .. }) = image.hold() else {
+            panic!("it is being removed");
+        };
+        assert_eq!(source.kind(), io::ErrorKind::ResourceBusy);
+        store.remove(&image.digest).unwrap();
+        drop(claim);
+        assert!(store.claim(&image.digest).is_err());
+        assert!(image.hold().is_err());
+    }
+}

@@ -323,6 +323,15 @@ fn manifests_that_do_not_fit_are_refused() {
         },
         "it is mapped, and no file of the image",
     );
+    refuse(
+        &|manifest| {
+            let mut set = crate::working_set::WorkingSet::default();
+            set.parts
+                .insert("../../../../dev/zero".into(), vec![(0, 1)]);
+            manifest.working_set = Some(set);
+        },
+        "it is mapped, and no file of the image",
+    );
 }
 
 #[test]
