@@ -77,8 +77,8 @@ impl Import<'_> {
         if let Some(name) = self.name {
             check_name(name)?;
         }
-        let failed = Failure::default();
-        let read = self.read(from, &failed);
+        let (failed, mut is_kept) = (Failure::default(), false);
+        let read = self.read(from, &failed, &mut is_kept);
         read.map_err(|stop| match (stop, failed.take()) {
             (Stop::Refused(entry, refusal), _) => ArchiveError::Refused {
                 path: self.path.to_owned(),
@@ -94,7 +94,7 @@ impl Import<'_> {
             (Stop::Stream(error), None) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 ArchiveError::CutShort {
                     path: self.path.to_owned(),
-                    is_kept: self.resume,
+                    is_kept,
                 }
             }
             (Stop::Stream(source), None) => ArchiveError::NoArchive {
@@ -104,7 +104,13 @@ impl Import<'_> {
         })
     }
 
-    fn read(&mut self, from: impl Read, failed: &Failure) -> Result<Imported, Stop> {
+    /// Tells by `is_kept` whether what has arrived was kept.
+    fn read(
+        &mut self,
+        from: impl Read,
+        failed: &Failure,
+        is_kept: &mut bool,
+    ) -> Result<Imported, Stop> {
         let from = Source { from, failed };
         let zstd = zstd::Decoder::new(from).map_err(Stop::Stream)?;
         let mut archive = Archive::new(zstd);
@@ -145,6 +151,7 @@ impl Import<'_> {
             // What was cut short may go on; what was refused leaves nothing.
             if self.resume && is_cut(&stop, failed) {
                 self.store.keep_partial(staging);
+                *is_kept = true;
             }
             return Err(stop);
         }

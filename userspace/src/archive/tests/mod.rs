@@ -278,6 +278,11 @@ fn what_was_cut_short_goes_on() {
         target.import(&cut, true),
         Err(ArchiveError::CutShort { is_kept: true, .. })
     ));
+    let begun = target.import(&cut[..10], true);
+    assert!(matches!(
+        begun,
+        Err(ArchiveError::CutShort { is_kept: false, .. })
+    ));
     let kept = target.listing();
     assert!(kept.len() > before.len());
     // Again, with something half-written in the way.
