@@ -2,7 +2,7 @@
 
 use crate::support::Workspace;
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 20] = [
     "bench",
     "profile",
     "capture",
@@ -15,7 +15,11 @@ const COMMANDS: [&str; 16] = [
     "images",
     "inspect",
     "verify",
+    "diff",
+    "export",
+    "import",
     "rm",
+    "prune",
     "doctor",
     "completions",
     "man",

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod archives;
 mod bench;
 mod checkpoint;
 mod documents;
@@ -11,6 +12,7 @@ mod exports;
 mod gate;
 mod hard;
 mod hooks;
+mod keep;
 mod lifecycle;
 mod limits;
 mod load;

@@ -12,8 +12,10 @@
 pub mod cli;
 pub mod commands;
 
+pub mod archive;
 pub mod bench;
 pub mod capture;
+pub mod diff;
 pub mod profile;
 pub mod restore;
 
@@ -35,6 +37,7 @@ pub mod error;
 pub mod report;
 pub mod requirements;
 
+pub mod aside;
 pub mod cgroup;
 pub mod client;
 pub mod guard;

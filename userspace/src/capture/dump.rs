@@ -113,6 +113,7 @@ pub fn keep(
     } = dumped;
     let images = staging.criu();
     edit::make_reusable(&images)?;
+    edit::keep_statistics(&staging.work(), &images)?;
     edit::take_back(&images)?;
     edit::lay_out(&images)?;
     let mapped = edit::describe_mapped(&images, &staging.map(), &BTreeMap::new())?;

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod bench;
+mod images;
 mod profile;
 
 use std::{
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 pub use self::{
     bench::Bench,
+    images::{Diff, Export, Import, Inspect, Prune, Rm, Verify},
     profile::{Format, Profile, ProfileCommand, ProfileDiff},
 };
 use crate::{
@@ -116,8 +118,33 @@ pub enum Command {
     /// image whose files have been replaced, be it by the same, as when the store has been copied:
     /// if its content is still what was captured, it can be restored again from then on.
     Verify(Verify),
+    /// Show what differs between two images
+    ///
+    /// Their settings, processes, files, and the pages of their memory, compared where they are
+    /// the same: addresses differ from start to start.
+    Diff(Diff),
+    /// Write an image to a file that can be sent
+    ///
+    /// The file is a tar stream, compressed with zstd: an OCI image layout, which checkpointctl can
+    /// show as well. It holds the memory and the environment of the server: whoever has it has
+    /// their secrets.
+    Export(Export),
+    /// Take an image from a file that `export` wrote
+    ///
+    /// All of it is compared with its digests; a file that is not what it says is refused, and
+    /// leaves nothing behind. An image is a program: import those only that you would run.
+    Import(Import),
     /// Remove images
+    ///
+    /// None that a running instance uses is removed.
     Rm(Rm),
+    /// Remove old images
+    ///
+    /// The rules are combined: what is older than --older-than goes, then the oldest until the rest
+    /// fits into --max-size, and the newest of --keep stay in any case. Images that a running instance uses
+    /// stay as well, and those with a name unless --all is given. (An image loses its name to the
+    /// next one that is captured under it.) What was kept of imports that were cut short goes too.
+    Prune(Prune),
     /// Measure the start-up of a server, cold and restored in turn
     ///
     /// Each run starts the server in a control group of its own, asks it from outside until it
@@ -437,28 +464,6 @@ pub struct Limit {
     pub instance: String,
     #[command(flatten)]
     pub limits: LimitOptions,
-}
-
-#[derive(Debug, Args)]
-pub struct Inspect {
-    /// Name of the image, or the beginning of its digest [default: the newest]
-    pub image: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct Verify {
-    /// Name of the image, or the beginning of its digest [default: the newest]
-    pub image: Option<String>,
-    /// Check all images
-    #[arg(long, conflicts_with = "image")]
-    pub all: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Rm {
-    /// Names of images, or the beginnings of their digests
-    #[arg(required = true, value_name = "IMAGE")]
-    pub images: Vec<String>,
 }
 
 #[derive(Debug, Args)]

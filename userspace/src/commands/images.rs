@@ -1,4 +1,4 @@
-//! `warmimg images`, `inspect`, `verify` and `rm`
+//! `warmimg images`, `inspect`, `verify`, `rm` and `prune`
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,9 @@ use super::open_store;
 use crate::{
     cli,
     error::{Error, ExitCode},
+    instance::{self, State},
     report::Report,
-    store::Digest,
+    store::{Claim, Digest, Image, Store, now_ms},
 };
 
 pub fn images(global: &cli::Global, report: &Report) -> Result<u8, Error> {
@@ -45,15 +46,62 @@ pub fn verify(global: &cli::Global, arguments: &cli::Verify, report: &Report) ->
 
 pub fn rm(global: &cli::Global, arguments: &cli::Rm, report: &Report) -> Result<u8, Error> {
     let store = open_store(global)?;
-    // All are found before any is removed.
+    // All are found, and found to be unused, before any is removed.
     let found: Result<BTreeSet<Digest>, _> = arguments
         .images
         .iter()
         .map(|wanted| store.locate(wanted))
         .collect();
-    for digest in found? {
+    let found = found?;
+    let claims: Result<Vec<_>, Error> = found.iter().map(|digest| claim(&store, digest)).collect();
+    let _claims = claims?;
+    for digest in found {
         let names = store.remove(&digest)?;
         report.removed(&digest, &names)?;
     }
     Ok(0)
+}
+
+pub fn prune(global: &cli::Global, arguments: &cli::Prune, report: &Report) -> Result<u8, Error> {
+    let store = open_store(global)?;
+    let images = store.list()?;
+    let is_used = |image: &Image| claim(&store, &image.digest).is_err();
+    let choice = arguments.rules().choose(&images, is_used, now_ms());
+    let mut left = 0;
+    for image in &choice.removed {
+        let bytes = image.manifest.image_bytes();
+        if !arguments.dry_run {
+            // It may be in use since.
+            let Ok(_claim) = claim(&store, &image.digest) else {
+                left += bytes;
+                continue;
+            };
+            store.remove(&image.digest)?;
+        }
+        report.pruned(image, arguments.dry_run)?;
+    }
+    if !arguments.dry_run {
+        store.sweep_partial();
+    }
+    report.rest_of_prune(choice.rest_bytes + left, arguments.max_size)?;
+    Ok(0)
+}
+
+/// Makes sure that nothing uses an image, as long as the result is there.
+fn claim(store: &Store, digest: &Digest) -> Result<Claim, Error> {
+    let in_use = |by| Error::InUse {
+        image: digest.short().to_owned(),
+        by,
+    };
+    let claim = store.claim(digest)?.ok_or_else(|| in_use(vec![]))?;
+    let users: Vec<String> = instance::list(&store.instances())
+        .into_iter()
+        .filter(|instance| instance.state == State::Running)
+        .filter(|instance| instance.record.image == digest.as_str())
+        .map(|instance| instance.record.id)
+        .collect();
+    match users.is_empty() {
+        true => Ok(claim),
+        false => Err(in_use(users)),
+    }
 }

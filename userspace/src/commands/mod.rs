@@ -1,9 +1,11 @@
 //! The commands: each takes its arguments, composes the stages, and reports.
 
+mod archives;
 mod auto;
 mod bench;
 mod capture;
 mod checkpoint;
+mod diff;
 mod doctor;
 mod documents;
 mod images;
@@ -45,7 +47,11 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
         Command::Images => images::images(global, report),
         Command::Inspect(arguments) => images::inspect(global, arguments, report),
         Command::Verify(arguments) => images::verify(global, arguments, report),
+        Command::Export(arguments) => archives::export(global, arguments, report),
+        Command::Import(arguments) => archives::import(global, arguments, report),
+        Command::Diff(arguments) => diff::run(global, arguments, report),
         Command::Rm(arguments) => images::rm(global, arguments, report),
+        Command::Prune(arguments) => images::prune(global, arguments, report),
         Command::Bench(arguments) => bench::run(global, arguments, report).await,
         Command::Profile(arguments) => profile::run(global, arguments, report).await,
         Command::Doctor => doctor::run(global, report).await,

@@ -7,6 +7,7 @@ mod guarded;
 mod image;
 mod listeners;
 mod memory;
+mod pages;
 mod process;
 mod rewind;
 mod timers;
@@ -24,6 +25,7 @@ pub use self::{
     image::EditError,
     listeners::move_listeners,
     memory::{Mapped, Traits, describe_mapped, inherited_name, lay_out},
+    pages::{Content, Mapping, ProcessPages, pages},
     process::Run,
     rewind::before_listen,
 };
@@ -51,15 +53,19 @@ mod vma_entry {
     pub const END: u32 = 2;
     pub const PGOFF: u32 = 3;
     pub const SHMID: u32 = 4;
+    pub const PROT: u32 = 5;
     pub const FLAGS: u32 = 6;
     pub const STATUS: u32 = 7;
     pub const MADV: u32 = 9;
     pub const FDFLAGS: u32 = 10;
     /// `VMA_AREA_REGULAR` and so on, of criu/include/image.h.
     pub const REGULAR: u64 = 1;
+    pub const VDSO: u64 = 1 << 3;
     pub const HEAP: u64 = 1 << 5;
     pub const FILE_PRIVATE: u64 = 1 << 6;
+    pub const FILE_SHARED: u64 = 1 << 7;
     pub const ANON_PRIVATE: u64 = 1 << 9;
+    pub const VVAR: u64 = 1 << 12;
     pub const GUARD: u64 = 1 << 16;
 }
 
@@ -169,6 +175,23 @@ mod restore_stats_entry {
     pub const FORKING_TIME: u32 = 3;
     pub const RESTORE_TIME: u32 = 4;
     pub const PAGES_RESTORED: u32 = 5;
+}
+
+/// CRIU's own statistics of a dump.
+pub const STATISTICS: &str = "stats-dump";
+
+/// Keeps CRIU's statistics of a dump with its images, for those who look at them with other tools.
+///
+/// # Errors
+/// [`EditError::Write`].
+pub fn keep_statistics(work: &Path, images: &Path) -> Result<(), EditError> {
+    let path = images.join(STATISTICS);
+    match fs::copy(work.join(STATISTICS), &path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(EditError::Write { path, source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The image that CRIU reads before its own clock of a restore starts.

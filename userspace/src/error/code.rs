@@ -4,6 +4,7 @@ use std::io;
 
 use super::{Error, is_disk_full};
 use crate::{
+    archive::ArchiveError,
     bench::{BenchError, RunError},
     capture::CaptureError,
     cgroup::CgroupError,
@@ -62,6 +63,10 @@ pub enum ExitCode {
     Connected = 116,
     /// A hook failed.
     HookFailed = 117,
+    /// An archive is damaged, cut short, or not what it says.
+    ArchiveRefused = 118,
+    /// A running instance uses the image.
+    InUse = 119,
     /// Interrupted by a signal.
     Interrupted = 130,
 }
@@ -95,6 +100,9 @@ impl Error {
             Self::Requirement(_) => ExitCode::MissingCapability,
             Self::Program(_) => ExitCode::NoCriu,
             Self::Store(error) => store_code(error),
+            Self::Archive(error) => archive_code(error),
+            Self::InUse { .. } => ExitCode::InUse,
+            Self::Terminal | Self::JsonWithArchive => ExitCode::Usage,
             Self::Restore(RestoreError::Instance(InstanceError::Write { source, .. })) => {
                 match source.kind() {
                     io::ErrorKind::StorageFull => ExitCode::DiskFull,
@@ -196,6 +204,23 @@ fn store_code(error: &StoreError) -> ExitCode {
             ExitCode::DiskFull
         }
         _ => ExitCode::StoreUnusable,
+    }
+}
+
+fn archive_code(error: &ArchiveError) -> ExitCode {
+    match error {
+        ArchiveError::Store(error) => store_code(error),
+        ArchiveError::Interrupted => ExitCode::Interrupted,
+        ArchiveError::Damaged { .. } => ExitCode::StoreUnusable,
+        ArchiveError::NameTaken { .. } => ExitCode::Usage,
+        ArchiveError::Write(source) if source.kind() == io::ErrorKind::StorageFull => {
+            ExitCode::DiskFull
+        }
+        ArchiveError::Write(_) | ArchiveError::Read { .. } => ExitCode::Failure,
+        ArchiveError::CutShort { .. }
+        | ArchiveError::NoArchive { .. }
+        | ArchiveError::Refused { .. }
+        | ArchiveError::Unfit { .. } => ExitCode::ArchiveRefused,
     }
 }
 

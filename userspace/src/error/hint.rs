@@ -4,6 +4,7 @@ use std::io;
 
 use super::{Error, is_disk_full};
 use crate::{
+    archive::{ArchiveError, Refusal},
     bench::{BenchError, RunError, gate::GateError, results::ResultsError},
     capture::CaptureError,
     cgroup::{self, CgroupError},
@@ -37,6 +38,12 @@ impl Error {
             }
             Self::Program(error) => program_hint(error),
             Self::Store(error) | Self::Restore(RestoreError::Store(error)) => store_hint(error)?,
+            Self::Archive(error) => archive_hint(error)?,
+            Self::InUse { by, .. } if by.is_empty() => "try again in a moment".into(),
+            Self::InUse { by, .. } => format!("end it first: warmimg stop {}", by.join(" ")),
+            Self::Terminal | Self::JsonWithArchive => {
+                "name a file with -o FILE, or send it on: warmimg export | …".into()
+            }
             Self::Instance(error) => instance_hint(error)?,
             Self::NoProfile { source, .. } => source.hint()?.into(),
             Self::Capture(error) => capture_hint(error)?,
@@ -241,7 +248,41 @@ fn store_hint(error: &StoreError) -> Option<String> {
                 "capture it again; `warmimg verify {image}` tells all that is wrong with it"
             ),
         },
-        StoreError::Unfit { .. } => return None,
+        StoreError::Arriving(_) => "wait for it, or end it".into(),
+        StoreError::Unfit { .. } | StoreError::Foreign { .. } => return None,
+    })
+}
+
+fn archive_hint(error: &ArchiveError) -> Option<String> {
+    Some(match error {
+        ArchiveError::Store(error) => store_hint(error)?,
+        ArchiveError::Damaged { image, .. } => {
+            format!("`warmimg verify {image}` tells all that is wrong with it")
+        }
+        ArchiveError::CutShort { is_kept: true, .. } => {
+            "what has arrived was kept: import all of it with --resume; the next `warmimg prune` \
+             would remove it"
+                .into()
+        }
+        ArchiveError::CutShort { .. } => {
+            "nothing was stored; get the rest of it, or export the image again".into()
+        }
+        ArchiveError::NameTaken { .. } => "give it a name with --name".into(),
+        ArchiveError::Refused {
+            refusal: Refusal::TooLarge { .. },
+            ..
+        } => "allow more with --max-size, if it is from whom you trust".into(),
+        ArchiveError::NoArchive { .. }
+        | ArchiveError::Refused { .. }
+        | ArchiveError::Unfit { .. } => {
+            "nothing was stored; `warmimg export` writes archives: export the image again, and \
+             compare the files"
+                .into()
+        }
+        ArchiveError::Write(source) if source.kind() == io::ErrorKind::StorageFull => SPACE.into(),
+        ArchiveError::Write(_) | ArchiveError::Read { .. } | ArchiveError::Interrupted => {
+            return None;
+        }
     })
 }
 

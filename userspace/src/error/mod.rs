@@ -7,6 +7,7 @@ use std::{io, path::PathBuf};
 
 pub use self::code::ExitCode;
 use crate::{
+    archive::ArchiveError,
     bench::{BenchError, gate::GateError, results::ResultsError},
     capture::CaptureError,
     cgroup::CgroupError,
@@ -32,6 +33,18 @@ pub enum Error {
     Restore(#[from] RestoreError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("the image {image} is in use{}", used_by(.by))]
+    InUse {
+        image: String,
+        /// The instances; none while it is being restored, exported, compared or removed.
+        by: Vec<String>,
+    },
+    #[error("an archive is nothing for a terminal")]
+    Terminal,
+    #[error("--json has no place when the archive goes to standard output")]
+    JsonWithArchive,
     #[error(transparent)]
     Instance(#[from] InstanceError),
     #[error(transparent)]
@@ -85,6 +98,13 @@ pub enum Error {
     Output(#[source] io::Error),
     #[error("nothing to stop: name an instance, or give --all")]
     NothingNamed,
+}
+
+fn used_by(instances: &[String]) -> String {
+    match instances {
+        [] => ": something reads it right now".to_owned(),
+        some => format!(" by {}", some.join(", ")),
+    }
 }
 
 /// CRIU's protocol has no code for it; its log has the text of `ENOSPC`.

@@ -135,10 +135,7 @@ impl Report {
                 }),
             );
         }
-        let label = match &names[..] {
-            [] => digest.short().to_owned(),
-            names => format!("{} ({})", names.join(", "), digest.short()),
-        };
+        let label = described(digest, names);
         let mut out = Lines::default();
         match verification.is_whole() {
             false => out.add(&format!("DAMAGED  {label}")),
@@ -165,9 +162,53 @@ impl Report {
             return self.line("rm", json!({ "digest": digest.as_str(), "names": names }));
         }
         let mut out = Lines::default();
-        out.add(&match names {
-            [] => format!("Removed {}", digest.short()),
-            names => format!("Removed {} ({})", names.join(", "), digest.short()),
+        out.add(&format!("Removed {}", described(digest, names)));
+        out.print()
+    }
+
+    pub fn pruned(&self, image: &Image, is_only_told: bool) -> Result<(), Error> {
+        let bytes = image.manifest.image_bytes();
+        if self.json {
+            let object = json!({
+                "digest": image.digest.as_str(),
+                "names": image.names,
+                "created_ms": image.manifest.created_ms,
+                "image_bytes": bytes,
+                "removed": !is_only_told,
+            });
+            return self.line("prune", object);
+        }
+        let mut out = Lines::default();
+        out.add(&format!(
+            "{} {}: {}, {}",
+            if is_only_told {
+                "Would remove"
+            } else {
+                "Removed"
+            },
+            described(&image.digest, &image.names),
+            Bytes(bytes),
+            Age::since(image.manifest.created_ms),
+        ));
+        out.print()
+    }
+
+    /// What remains after a prune, and how much there should be at most.
+    pub fn rest_of_prune(&self, bytes: u64, most: Option<u64>) -> Result<(), Error> {
+        let most = most.unwrap_or(u64::MAX);
+        if self.json {
+            let object = json!({ "image_bytes": bytes, "fits": bytes <= most });
+            return self.line("prune_rest", object);
+        }
+        let mut out = Lines::default();
+        out.add(&match bytes <= most {
+            true => format!("{} remain", Bytes(bytes)),
+            false => format!(
+                "{} remain, more than {}: in use, kept by --keep, or with a name (--all removes those \
+                 too)",
+                Bytes(bytes),
+                Bytes(most)
+            ),
         });
         out.print()
     }
@@ -193,6 +234,14 @@ impl Report {
             size(set.written_pages),
         ));
         out.print()
+    }
+}
+
+/// An image by its names and its digest.
+pub(super) fn described(digest: &Digest, names: &[String]) -> String {
+    match names {
+        [] => digest.short().to_owned(),
+        names => format!("{} ({})", names.join(", "), digest.short()),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Prints: the only module that does. Results go to standard output, the rest to standard error.
 
+mod archives;
 mod bench;
+mod diff;
 mod images;
 pub mod profile;
 mod progress;
@@ -8,6 +10,7 @@ mod restored;
 mod units;
 
 use std::{
+    borrow::Cow,
     fs::File,
     io::{self, Write as _},
     path::Path,
@@ -73,6 +76,11 @@ impl Report {
     /// Shows where a capture is, on a terminal.
     pub fn progress(&self) -> ProgressLine {
         ProgressLine::new()
+    }
+
+    /// Shows how much of an image has been written or read, on a terminal.
+    pub fn transfer(&self, verb: &'static str) -> ProgressLine {
+        ProgressLine::transfer(verb)
     }
 
     /// # Errors
@@ -382,24 +390,23 @@ impl Report {
             eprintln!("{}", typed("error", object));
             return;
         }
-        eprintln!("Error: {error}");
+        eprintln!("Error: {}", printable(&error.to_string()));
         if !causes.is_empty() {
             eprintln!("Caused by:");
-            causes.iter().for_each(|cause| eprintln!("    {cause}"));
+            let causes = causes.iter().map(|cause| printable(cause));
+            causes.for_each(|cause| eprintln!("    {cause}"));
         }
         for (title, lines) in error.details() {
             eprintln!("{title}:");
             lines.iter().for_each(|line| eprintln!("    {line}"));
         }
         if let Some(hint) = error.hint() {
-            eprintln!("Hint: {hint}");
+            eprintln!("Hint: {}", printable(&hint));
         }
     }
 
     fn line(&self, kind: &str, object: Value) -> Result<(), Error> {
-        let mut out = Lines::default();
-        out.add(&typed(kind, object).to_string());
-        out.print()
+        print(format!("{}\n", typed(kind, object)).as_bytes())
     }
 }
 
@@ -432,13 +439,29 @@ fn plural(count: u64, noun: &str) -> String {
     }
 }
 
+/// Text that cannot command the terminal, whoever made the image or archive that it is from.
+fn printable(text: &str) -> Cow<'_, str> {
+    let is_command = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(is_command) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::new();
+    for c in text.chars() {
+        match is_command(c) {
+            true => escaped.extend(c.escape_default()),
+            false => escaped.push(c),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
 /// Text to print at once.
 #[derive(Default)]
 struct Lines(String);
 
 impl Lines {
     fn add(&mut self, line: &str) {
-        self.0.push_str(line.trim_end());
+        self.0.push_str(&printable(line.trim_end()));
         self.0.push('\n');
     }
 
@@ -485,4 +508,16 @@ fn columns<const N: usize>(rows: impl IntoIterator<Item = [String; N]>) -> Strin
     }
     let lines = table.lines().map(|line| line.trim_end().to_owned());
     lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_others_does_not_command_the_terminal() {
+        assert_eq!(printable("sh -c 'a\n\tb' é"), "sh -c 'a\n\tb' é");
+        let hostile = "\u{1b}]0;x\u{7}\r\u{9b}2J";
+        assert_eq!(printable(hostile), r"\u{1b}]0;x\u{7}\r\u{9b}2J");
+    }
 }

@@ -1,4 +1,4 @@
-//! One line on a terminal that tells where a capture is; nothing elsewhere.
+//! One line on a terminal that tells where a capture or transfer is; nothing elsewhere.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -51,6 +51,25 @@ impl ProgressLine {
         self.0
             .set_message(format!("{kind} {run} of {runs}: {subject}"));
         self.0.tick();
+    }
+
+    /// A bar instead, with a verb before it, for what is counted in bytes.
+    pub(super) fn transfer(verb: &'static str) -> Self {
+        const TEMPLATE: &str =
+            "{prefix} {wide_bar} {bytes} of {total_bytes} {binary_bytes_per_sec} {eta}";
+        let line = Self::new();
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+            line.0.set_style(style);
+        }
+        line.0.set_prefix(verb);
+        line
+    }
+
+    pub fn show_transfer(&self, total: u64, done: u64) {
+        if self.0.length() != Some(total) {
+            self.0.set_length(total);
+        }
+        self.0.set_position(done);
     }
 
     pub fn clear(&self) {

@@ -198,6 +198,8 @@ pub async fn restore(
 ) -> Result<Restored, RestoreError> {
     let begun = Instant::now();
     let mut watch = Stopwatch::since(options.timed_since.unwrap_or(begun));
+    // Until the record of the instance tells that it uses the image.
+    let _held = image.hold()?;
     image.check()?;
     let manifest = &image.manifest;
     let mut moves = checks::moves(&manifest.listeners, &options.publish)?;

@@ -7,6 +7,7 @@
 //! images/DIGEST/map/*.img       the same with mapped memory, see `edit::describe_mapped`
 //! names/NAME                    a digest
 //! staging/                      images being made, each locked by who makes it
+//! partial/DIGEST/               what has arrived of an image, see `Store::stage_resumable`
 //! instances/                    see the module `instance`
 //! kerndat/                      see the module `criu::kerndat`
 //! logs/                         CRIU's logs of operations that failed
@@ -15,7 +16,10 @@
 //! Invariants: an image is whole or not there, since it is written aside, synced and renamed.
 //! Nothing here touches a live process.
 
+mod accept;
+mod hold;
 mod manifest;
+mod prune;
 mod seal;
 mod staging;
 mod verify;
@@ -32,11 +36,13 @@ use crate::{
     working_set::Touched,
 };
 
-use self::seal::{Identity, SEAL, seal_files};
+use self::seal::{Identity, SEAL, Seal, seal_files};
 pub use self::{
+    hold::{Claim, Hold},
     manifest::{
         Capture, CommandInfo, CriuInfo, Dependency, ImageFile, Manifest, Moment, SCHEMA, now_ms,
     },
+    prune::{Choice, Rules},
     seal::Damage,
     staging::{Staging, is_free},
     verify::Verification,
@@ -88,6 +94,11 @@ pub enum StoreError {
     },
     #[error("{} cannot be stored: {reason}", .path.display())]
     Unfit { path: PathBuf, reason: &'static str },
+    /// Of an image that came from elsewhere.
+    #[error("{file} {damage}")]
+    Foreign { file: String, damage: Damage },
+    #[error("another import of the image is under way")]
+    Arriving(Digest),
 }
 
 /// The digest that names an image.
@@ -95,6 +106,11 @@ pub enum StoreError {
 pub struct Digest(String);
 
 impl Digest {
+    /// That of the image with this manifest.
+    pub fn of(manifest: &[u8]) -> Self {
+        Self(blake3::hash(manifest).to_hex().to_string())
+    }
+
     /// The first 12 digits: enough to tell images apart.
     pub fn short(&self) -> &str {
         self.0.get(..12).unwrap_or(&self.0)
@@ -112,7 +128,7 @@ impl fmt::Display for Digest {
 }
 
 /// An image in the store.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     pub digest: Digest,
     pub names: Vec<String>,
@@ -121,6 +137,11 @@ pub struct Image {
 }
 
 impl Image {
+    /// The folder that has all of it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The folder of CRIU's images.
     pub fn criu_folder(&self) -> PathBuf {
         self.folder.join("criu")
@@ -237,27 +258,46 @@ impl Store {
     ) -> Result<Image, StoreError> {
         check_name(name)?;
         let image = staging.image();
-        let (files, mut seal) = seal_files(&image)?;
+        let (files, seal) = seal_files(&image)?;
         manifest.files = files;
         let bytes = serde_json::to_vec_pretty(&manifest)
             .map_err(|error| write_error(&image)(error.into()))?;
-        let digest = Digest(blake3::hash(&bytes).to_hex().to_string());
+        let digest = self.place(&staging, &bytes, seal)?;
+        self.point(name, &digest)?;
+        Ok(Image {
+            names: self.names_of(&digest),
+            folder: self.folder_of(&digest),
+            digest,
+            manifest,
+        })
+    }
+
+    /// Completes a sealed image by its manifest and puts it among the others.
+    fn place(
+        &self,
+        staging: &Staging,
+        manifest: &[u8],
+        mut seal: Seal,
+    ) -> Result<Digest, StoreError> {
+        let (image, digest) = (staging.image(), Digest::of(manifest));
         let path = image.join(MANIFEST);
-        write_synced(&path, &bytes)?;
+        write_synced(&path, manifest)?;
         let written = path.symlink_metadata().map_err(read_error(&path))?;
         seal.files.insert(MANIFEST.into(), Identity::of(&written));
         seal.write(&image.join(SEAL))?;
         sync_folder(&image)?;
-        let folder = self.root.join("images").join(&digest.0);
-        fs::rename(staging.image(), &folder).map_err(write_error(&folder))?;
+        let folder = self.folder_of(&digest);
+        match fs::rename(&image, &folder) {
+            // Another was faster, with the very same.
+            Err(_) if folder.join(MANIFEST).exists() => {}
+            renamed => renamed.map_err(write_error(&folder))?,
+        }
         sync_folder(&self.root.join("images"))?;
-        self.point(name, &digest)?;
-        Ok(Image {
-            names: self.names_of(&digest),
-            digest,
-            manifest,
-            folder,
-        })
+        Ok(digest)
+    }
+
+    fn folder_of(&self, digest: &Digest) -> PathBuf {
+        self.root.join("images").join(&digest.0)
     }
 
     /// Takes an image of a store within this one, and points a name to it.
@@ -266,7 +306,7 @@ impl Store {
     /// [`StoreError::Write`]; the store is then as it was.
     pub fn adopt(&self, image: &Image, name: &str) -> Result<Image, StoreError> {
         check_name(name)?;
-        let folder = self.root.join("images").join(&image.digest.0);
+        let folder = self.folder_of(&image.digest);
         fs::rename(&image.folder, &folder).map_err(write_error(&folder))?;
         sync_folder(&self.root.join("images"))?;
         self.point(name, &image.digest)?;
@@ -398,7 +438,7 @@ impl Store {
             fs::remove_file(&path).map_err(write_error(&path))?;
         }
         // Out of the images first, so that no half-removed image is ever seen.
-        let folder = self.root.join("images").join(&digest.0);
+        let folder = self.folder_of(digest);
         let aside = self.stage()?;
         let target = aside.image().join("removed");
         fs::rename(&folder, &target).map_err(write_error(&folder))?;
@@ -424,7 +464,7 @@ impl Store {
     }
 
     fn load(&self, digest: Digest) -> Result<Image, StoreError> {
-        let folder = self.root.join("images").join(&digest.0);
+        let folder = self.folder_of(&digest);
         let path = folder.join(MANIFEST);
         let bytes = fs::read(&path).map_err(read_error(&path))?;
         Ok(Image {
@@ -554,3 +594,6 @@ fn write_error(path: &Path) -> impl Fn(io::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use self::tests::manifest as sample;

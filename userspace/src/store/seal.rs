@@ -49,6 +49,8 @@ pub enum Damage {
     Unreadable { reason: String },
     #[error("is not valid: {reason}")]
     Invalid { reason: String },
+    #[error("is not part of the image")]
+    Unlisted,
 }
 
 impl Damage {
@@ -212,7 +214,7 @@ pub(super) fn digest(file: &File) -> io::Result<String> {
 ///
 /// A `..` that comes after a name could be that of another folder, where that name is a link: it
 /// is none of an image.
-fn destination(name: &str, target: &str) -> Option<String> {
+pub(super) fn destination(name: &str, target: &str) -> Option<String> {
     let mut folders: Vec<&str> = name.split('/').collect();
     folders.pop();
     let mut has_name = false;

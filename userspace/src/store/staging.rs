@@ -2,7 +2,7 @@
 //! process left behind can be told apart and removed by the next.
 
 use std::{
-    fs,
+    fs, io,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::DirBuilderExt as _,
@@ -10,14 +10,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use super::{StoreError, write_error};
 
-/// A folder to prepare an image in; removed when dropped.
+/// A folder to prepare an image in; removed when dropped, unless kept.
 #[derive(Debug)]
 pub struct Staging {
     folder: PathBuf,
+    is_kept: bool,
+    /// Removed with the folder, if nothing else is in it.
+    parent: Option<PathBuf>,
     _lock: OwnedFd,
 }
 
@@ -32,24 +38,52 @@ impl Staging {
             let folder = parent.join(format!("{}-{number}", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&folder) {
                 Ok(()) => break folder,
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
                 Err(error) => return Err(write_error(&folder)(error)),
             }
         };
-        let held = OwnedFd::from(fs::File::open(&folder).map_err(write_error(&folder))?);
-        flock(&held, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|errno| write_error(&folder)(errno.into()))?;
+        let Some(held) = hold(&folder)? else {
+            let busy = io::ErrorKind::ResourceBusy;
+            return Err(write_error(&folder)(busy.into()));
+        };
+        Self::over(folder, held, None)
+    }
+
+    /// Opens a folder of this name that an earlier one has left, or makes it; none if it is in
+    /// use. Only what is in [`Staging::image`] is still there.
+    pub(super) fn reopen(parent: &Path, name: &str) -> Result<Option<Self>, StoreError> {
+        make_folder(parent)?;
+        let lock = fs::File::open(parent).map_err(write_error(parent))?;
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|errno| write_error(parent)(errno.into()))?;
+        let folder = parent.join(name);
+        make_folder(&folder)?;
+        let Some(held) = hold(&folder)? else {
+            return Ok(None);
+        };
+        let work = folder.join("work");
+        match fs::remove_dir_all(&work) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(write_error(&work)(error)),
+            _ => Self::over(folder, held, Some(parent)).map(Some),
+        }
+    }
+
+    fn over(folder: PathBuf, lock: OwnedFd, parent: Option<&Path>) -> Result<Self, StoreError> {
         let staging = Self {
             folder,
-            _lock: held,
+            is_kept: false,
+            parent: parent.map(Path::to_path_buf),
+            _lock: lock,
         };
         for folder in [staging.image(), staging.criu(), staging.work()] {
-            fs::DirBuilder::new()
-                .mode(0o700)
-                .create(&folder)
-                .map_err(write_error(&folder))?;
+            make_folder(&folder)?;
         }
         Ok(staging)
+    }
+
+    /// Leaves the folder for [`Staging::reopen`].
+    pub(super) fn keep(mut self) {
+        self.is_kept = true;
     }
 
     /// What becomes the image.
@@ -75,7 +109,30 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
         let _ = fs::remove_dir_all(&self.folder);
+        if let Some(parent) = &self.parent {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+}
+
+/// Locks a folder; none if another has.
+fn hold(folder: &Path) -> Result<Option<OwnedFd>, StoreError> {
+    let held = OwnedFd::from(fs::File::open(folder).map_err(write_error(folder))?);
+    match flock(&held, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(held)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(write_error(folder)(errno.into())),
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), StoreError> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(write_error(path)),
     }
 }
 

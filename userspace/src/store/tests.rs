@@ -8,7 +8,8 @@ use std::{
 use super::*;
 use crate::{criu, host, tree::NsPid, watch::CapturePoint};
 
-fn manifest(created_ms: u64) -> Manifest {
+/// A manifest without files.
+pub(crate) fn manifest(created_ms: u64) -> Manifest {
     Manifest {
         schema: SCHEMA,
         created_ms,

@@ -41,7 +41,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`] or [`StoreError::Write`]. That the image is damaged is no error.
     pub fn verify(&self, digest: &Digest) -> Result<Verification, StoreError> {
-        let folder = self.root.join("images").join(&digest.0);
+        let folder = self.folder_of(digest);
         let mut verification = Verification {
             digest: digest.clone(),
             names: self.names_of(digest),

@@ -1,12 +1,14 @@
 //! Writes results to files: whole, or not at all.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
 use super::{html, json, markdown, svg};
 use crate::{
+    aside::{Aside, ORDINARY, is_device},
     bench::{Results, gate::Finding},
     cli,
     error::Error,
@@ -40,9 +42,8 @@ impl Exports {
                 return Err(Error::Overwrite(path.clone()));
             }
             if !is_device(path) {
-                // Made and removed again: nothing is left behind, whatever comes.
-                let aside = Aside::create(path).map_err(export_error(path))?;
-                drop(aside);
+                // Made and dropped: nothing is left behind, whatever comes.
+                Aside::create(path, ORDINARY).map_err(export_error(path))?;
             }
             exports.push((path.clone(), render));
         }
@@ -66,54 +67,21 @@ fn is_same(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Whether it is something that is written to rather than replaced, as /dev/stdout.
-fn is_device(path: &Path) -> bool {
-    path.metadata()
-        .is_ok_and(|found| !found.is_file() && !found.is_dir())
-}
-
 fn write(path: &Path, text: &str) -> io::Result<()> {
     if is_device(path) {
         return fs::OpenOptions::new()
             .write(true)
             .open(path)
-            .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()));
+            .and_then(|mut file| file.write_all(text.as_bytes()));
     }
-    let aside = Aside::create(path)?;
-    fs::write(&aside.path, text)?;
-    fs::rename(&aside.path, &aside.target)
+    let mut aside = Aside::create(path, ORDINARY)?;
+    aside.file().write_all(text.as_bytes())?;
+    aside.commit()
 }
 
 fn export_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Export {
         path: path.to_path_buf(),
         source,
-    }
-}
-
-/// An empty file beside the one to be written; removed when dropped, unless renamed.
-struct Aside {
-    path: PathBuf,
-    /// What the path that was given leads to.
-    target: PathBuf,
-}
-
-impl Aside {
-    fn create(path: &Path) -> io::Result<Self> {
-        let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        if target.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
-        }
-        let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let name = format!(".{}.{}", name.to_string_lossy(), std::process::id());
-        let path = target.with_file_name(name);
-        fs::File::create(&path)?;
-        Ok(Self { path, target })
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }

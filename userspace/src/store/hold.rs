@@ -1,0 +1,96 @@
+//! Keeps images from being removed while they are being restored or read. What runs already is
+//! known by its record (see `instance`).
+//!
+//! Invariant: an image is removed by who has locked its folder alone, and restored by who shares the
+//! lock.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+
+use super::{Digest, Image, Store, StoreError, read_error};
+
+/// As long as this is there, nobody removes the image.
+#[derive(Debug)]
+pub struct Hold {
+    _lock: OwnedFd,
+}
+
+/// As long as this is there, nobody restores or reads the image.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: OwnedFd,
+}
+
+impl Image {
+    /// # Errors
+    /// [`StoreError::Read`], with [`io::ErrorKind::ResourceBusy`] if the image is being removed.
+    pub fn hold(&self) -> Result<Hold, StoreError> {
+        let folder = File::open(&self.folder).map_err(read_error(&self.folder))?;
+        flock(folder.as_fd(), FlockOperation::NonBlockingLockShared).map_err(|errno| {
+            let error = match errno {
+                Errno::WOULDBLOCK => io::ErrorKind::ResourceBusy.into(),
+                errno => errno.into(),
+            };
+            read_error(&self.folder)(error)
+        })?;
+        Ok(Hold {
+            _lock: folder.into(),
+        })
+    }
+}
+
+impl Store {
+    /// Makes sure that an image is not being restored or read; none if it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`].
+    pub fn claim(&self, digest: &Digest) -> Result<Option<Claim>, StoreError> {
+        let path = self.folder_of(digest);
+        let folder = File::open(&path).map_err(read_error(&path))?;
+        match flock(folder.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Claim {
+                _lock: folder.into(),
+            })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(read_error(&path)(errno.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::sample;
+
+    #[test]
+    fn an_image_is_removed_or_restored_but_not_both() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let staging = store.stage().unwrap();
+        fs::write(staging.criu().join("core-1.img"), "core").unwrap();
+        let image = store.commit(staging, sample(1), "web").unwrap();
+        let holds = [image.hold().unwrap(), image.hold().unwrap()];
+        assert!(store.claim(&image.digest).unwrap().is_none());
+        drop(holds);
+        let claim = store.claim(&image.digest).unwrap().unwrap();
+        assert!(store.claim(&image.digest).unwrap().is_none());
+        let Err(StoreError::Read { source, .. }) = image.hold() else {
+            panic!("it is being removed");
+        };
+        assert_eq!(source.kind(), io::ErrorKind::ResourceBusy);
+        store.remove(&image.digest).unwrap();
+        drop(claim);
+        assert!(store.claim(&image.digest).is_err());
+        assert!(image.hold().is_err());
+    }
+}

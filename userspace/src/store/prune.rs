@@ -1,0 +1,167 @@
+//! Chooses which images to remove: a pure function of what there is.
+
+use std::time::Duration;
+
+use super::Image;
+
+/// Which images are to go. What a rule keeps, no other removes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rules {
+    /// The newest so many stay; without other rules, the others go.
+    pub keep: Option<usize>,
+    /// What is older goes.
+    pub older_than: Option<Duration>,
+    /// The oldest go until the rest is no larger, in bytes.
+    pub max_bytes: Option<u64>,
+    /// Images with a name go as well.
+    pub named: bool,
+}
+
+/// What was chosen of the images of a store.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Choice<'a> {
+    /// Oldest first.
+    pub removed: Vec<&'a Image>,
+    /// What remains, in bytes.
+    pub rest_bytes: u64,
+}
+
+impl Rules {
+    /// Chooses among images, which are given newest first. None goes that is in use.
+    pub fn choose<'a>(
+        &self,
+        images: &'a [Image],
+        is_used: impl Fn(&Image) -> bool,
+        now_ms: u64,
+    ) -> Choice<'a> {
+        let is_old = |image: &Image, limit: Duration| {
+            let age = now_ms.saturating_sub(image.manifest.created_ms);
+            Duration::from_millis(age) > limit
+        };
+        let has_other = self.older_than.is_some() || self.max_bytes.is_some();
+        let mut choice = Choice {
+            removed: vec![],
+            rest_bytes: images
+                .iter()
+                .map(|image| image.manifest.image_bytes())
+                .sum(),
+        };
+        let candidates = images.iter().skip(self.keep.unwrap_or(0));
+        let candidates: Vec<&Image> = candidates
+            .filter(|image| (self.named || image.names.is_empty()) && !is_used(image))
+            .rev()
+            .collect();
+        for image in candidates {
+            let is_too_old = self.older_than.is_some_and(|limit| is_old(image, limit));
+            let is_too_much = self.max_bytes.is_some_and(|most| choice.rest_bytes > most);
+            if is_too_old || is_too_much || !has_other {
+                choice.rest_bytes -= image.manifest.image_bytes();
+                choice.removed.push(image);
+            }
+        }
+        choice
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Digest, ImageFile, sample};
+
+    /// Images of 10 bytes each, one made per second, newest first; `-` for one without a name.
+    fn images(names: &[&str]) -> Vec<Image> {
+        let image = |(number, name): (usize, &&str)| {
+            let mut manifest = sample(1000 * (names.len() - number) as u64);
+            manifest.files = vec![ImageFile {
+                name: "criu/pages-1.img".into(),
+                bytes: 10,
+                blake3: String::new(),
+                link: None,
+            }];
+            Image {
+                digest: Digest::of(&number.to_le_bytes()),
+                names: if *name == "-" {
+                    vec![]
+                } else {
+                    vec![(*name).into()]
+                },
+                manifest,
+                folder: "/nowhere".into(),
+            }
+        };
+        names.iter().enumerate().map(image).collect()
+    }
+
+    /// The places of the removed images, and what remains.
+    fn choose(rules: Rules, names: &[&str]) -> (Vec<usize>, u64) {
+        let images = images(names);
+        let is_used = |image: &Image| image.names.first().is_some_and(|name| name == "used");
+        let choice = rules.choose(&images, is_used, 1000 * names.len() as u64 + 1000);
+        let place = |image: &&Image| images.iter().position(|other| other == *image).unwrap();
+        (
+            choice.removed.iter().map(place).collect(),
+            choice.rest_bytes,
+        )
+    }
+
+    #[test]
+    fn the_oldest_go_and_what_is_kept_or_used_stays() {
+        let none = Rules::default();
+        let keep = |keep| Rules {
+            keep: Some(keep),
+            ..none
+        };
+        let older = |seconds| Rules {
+            older_than: Some(Duration::from_secs(seconds)),
+            ..none
+        };
+        let most = |max_bytes| Rules {
+            max_bytes: Some(max_bytes),
+            ..none
+        };
+        let plain = ["-"; 5];
+        assert_eq!(choose(keep(2), &plain), (vec![4, 3, 2], 20));
+        assert_eq!(choose(keep(9), &plain), (vec![], 50));
+        assert_eq!(choose(older(3), &plain), (vec![4, 3], 30));
+        assert_eq!(choose(most(25), &plain), (vec![4, 3, 2], 20));
+        assert_eq!(choose(most(50), &plain), (vec![], 50));
+        assert_eq!(
+            choose(
+                Rules {
+                    keep: Some(4),
+                    ..most(0)
+                },
+                &plain
+            ),
+            (vec![4], 40)
+        );
+        assert_eq!(
+            choose(
+                Rules {
+                    keep: Some(0),
+                    ..older(3)
+                },
+                &plain
+            ),
+            (vec![4, 3], 30)
+        );
+        // Old, or too much.
+        let both = Rules {
+            older_than: Some(Duration::from_secs(4)),
+            ..most(30)
+        };
+        assert_eq!(choose(both, &plain), (vec![4, 3], 30));
+        let mixed = ["web", "-", "used", "old", "-"];
+        assert_eq!(choose(keep(1), &mixed), (vec![4, 1], 30));
+        assert_eq!(
+            choose(
+                Rules {
+                    named: true,
+                    ..keep(0)
+                },
+                &mixed
+            ),
+            (vec![4, 3, 1, 0], 10)
+        );
+    }
+}
