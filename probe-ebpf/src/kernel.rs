@@ -401,6 +401,33 @@ impl Registers {
         const OFFSETS: [u32; 3] = [0, 8, 16];
         read(self.0, OFFSETS[index])
     }
+
+    /// The number of the system call, at its exit too. The registers must be those of a tracepoint:
+    /// they are read without a helper, as this is done for every call of the machine.
+    pub fn number(self) -> i64 {
+        // `orig_ax` of arch/x86/include/asm/ptrace.h.
+        #[cfg(bpf_target_arch = "x86_64")]
+        type Number = i64;
+        #[cfg(bpf_target_arch = "x86_64")]
+        const OFFSET: u64 = 120;
+        // `syscallno` of arch/arm64/include/asm/ptrace.h.
+        #[cfg(bpf_target_arch = "aarch64")]
+        type Number = i32;
+        #[cfg(bpf_target_arch = "aarch64")]
+        const OFFSET: u64 = 280;
+        // SAFETY: the verifier knows the pointer as one to a `struct pt_regs`.
+        let number = unsafe { *((self.0 + OFFSET) as *const Number) };
+        number.into()
+    }
+
+    /// The first argument at the exit of the call, when the result may be in its register.
+    pub fn first_argument_at_exit(self) -> Option<u64> {
+        #[cfg(bpf_target_arch = "x86_64")]
+        return self.argument(0);
+        // `orig_x0` of arch/arm64/include/asm/ptrace.h.
+        #[cfg(bpf_target_arch = "aarch64")]
+        return read(self.0, 272);
+    }
 }
 
 /// The system calls that matter.

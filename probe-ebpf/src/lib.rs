@@ -169,9 +169,38 @@ pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
 
 /// How many of them the probe needs if it does not record a profile: older kernels lack some of the
 /// others.
-pub const MEMBERS_WITHOUT_PROFILE: usize = 21;
+pub const MEMBERS_WITHOUT_PROFILE: usize = 25;
 
 const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_MEMBERS.len());
+
+/// A followed process opened a regular file, for the first time to read or to write.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Opened {
+    /// Which file it is. The device is as the kernel has it (`MKDEV`).
+    pub inode: u64,
+    pub device: u32,
+    /// Process id (thread group) in the initial pid namespace.
+    pub tgid: u32,
+    /// The descriptor of the folder that a relative path begins at, or [`AT_FDCWD`].
+    pub folder: i32,
+    /// Bits of `OPENED_*`.
+    pub flags: u32,
+    /// Bytes used in `path`.
+    pub path_len: u64,
+    /// The path as the process gave it.
+    pub path: [u8; trace::NAME_LEN],
+}
+
+const _: () = assert!(size_of::<Opened>() == 32 + trace::NAME_LEN);
+
+/// Of openat(2): relative paths begin at the working directory.
+pub const AT_FDCWD: i32 = -100;
+
+/// It can be written to.
+pub const OPENED_TO_WRITE: u32 = 1;
+/// `path` was cut short.
+pub const OPENED_CUT: u32 = 2;
 
 /// The system calls on memory that a guard is notified of, and that must not fail when a signal
 /// interrupts them while they wait for it: process_madvise(2), madvise(2), mlock(2), mlock2(2),

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::map, maps::RingBuf};
 use probe_ebpf::trace::{NAME_LEN, NamedSpan, SPAN_CUT, Span, Thread};
 
 use super::{calls::leave, state::count_lost};
-use crate::kernel::read_user_text;
+use crate::{kernel::read_user_text, opens::wake_up_for};
 
 /// What is over; user space sets the size.
 #[map]
@@ -72,16 +72,7 @@ pub fn tell_named(span: Span, thread: &mut Thread, address: u64, len: u64) {
     entry.submit(wake_up());
 }
 
-/// How a span is handed over: user space is woken for a million bytes at a time, as each wake-up is an
-/// interrupt, which takes longer than the call that was told of.
+/// How a span is handed over.
 pub fn wake_up() -> u64 {
-    const NO_WAKEUP: u64 = 1;
-    const FORCE_WAKEUP: u64 = 2;
-    const AVAILABLE: u64 = 0;
-    const ENOUGH: u64 = 1 << 20;
-    if SPANS.query(AVAILABLE) < ENOUGH {
-        NO_WAKEUP
-    } else {
-        FORCE_WAKEUP
-    }
+    wake_up_for(&SPANS, 1 << 20)
 }

@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod interruptions;
+mod opens;
 pub mod recording;
 
 use std::{
@@ -23,7 +24,10 @@ use probe_ebpf as probe;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-pub use self::recording::Recording;
+pub use self::{
+    opens::{Opened, Opens},
+    recording::Recording,
+};
 use crate::{
     listener::{Listener, Wanted},
     sys,
@@ -43,6 +47,9 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("tcp_state", "inet_sock_set_state"),
     ("system_call", "sys_enter"),
 ];
+
+/// Those of them that a server which has been seen to be ready needs no more.
+const OF_START_UP: [&str; 2] = ["tcp_state", "system_call"];
 
 /// Why the tree cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +177,7 @@ pub enum What {
 /// The attached probe.
 pub struct Watch {
     ebpf: Ebpf,
+    btf: aya::Btf,
     events: AsyncFd<RingBuf<MapData>>,
     /// Absent when the probe was built without any log statement.
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
@@ -185,7 +193,7 @@ impl Watch {
         point: Option<CapturePoint>,
         listener: Option<&Wanted>,
     ) -> Result<Self, WatchError> {
-        Self::load(point, listener, false).map(|(watch, _)| watch)
+        Self::load(point, listener, false)
     }
 
     /// As [`Watch::attach`]; what goes on is recorded as well.
@@ -196,16 +204,38 @@ impl Watch {
         point: Option<CapturePoint>,
         listener: Option<&Wanted>,
     ) -> Result<(Self, Recording), WatchError> {
-        let (mut watch, btf) = Self::load(point, listener, true)?;
-        let recording = Recording::attach(&mut watch.ebpf, &btf)?;
+        let mut watch = Self::load(point, listener, true)?;
+        let recording = Recording::attach(&mut watch.ebpf, &watch.btf)?;
         Ok((watch, recording))
+    }
+
+    /// Tells from now on which files the tree opens, once.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn opens(&mut self) -> Result<Opens, WatchError> {
+        Opens::attach(&mut self.ebpf, &self.btf)
+    }
+
+    /// Goes on following the tree, without telling what it does with sockets.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn look_away(&mut self) -> Result<(), WatchError> {
+        for (name, tracepoint) in PROGRAMS {
+            if OF_START_UP.contains(&name) {
+                let program = program(&mut self.ebpf, name, tracepoint)?;
+                program.unload().map_err(refused(tracepoint))?;
+            }
+        }
+        Ok(())
     }
 
     fn load(
         point: Option<CapturePoint>,
         listener: Option<&Wanted>,
         records: bool,
-    ) -> Result<(Self, aya::Btf), WatchError> {
+    ) -> Result<Self, WatchError> {
         let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
         let members = match records {
             true => probe::KERNEL_MEMBERS.len(),
@@ -240,7 +270,12 @@ impl Watch {
             .ok_or(WatchError::Incomplete("EVENTS"))?;
         let events = sys::readable(RingBuf::try_from(map)?).map_err(WatchError::Wait)?;
         drop(loader);
-        Ok((Self { ebpf, events, log }, btf))
+        Ok(Self {
+            ebpf,
+            btf,
+            events,
+            log,
+        })
     }
 
     /// Follows a process and all it will fork.
@@ -360,17 +395,28 @@ fn attach(
     name: &'static str,
     tracepoint: &'static str,
 ) -> Result<(), WatchError> {
-    let refused = |source| WatchError::Program {
-        tracepoint,
-        source: Box::new(source),
-    };
-    let program = ebpf.program_mut(name).ok_or(WatchError::Incomplete(name))?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
+    let program = program(ebpf, name, tracepoint)?;
     program
         .load(tracepoint, btf)
         .and_then(|()| program.attach())
-        .map_err(refused)?;
+        .map_err(refused(tracepoint))?;
     Ok(())
+}
+
+fn program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    tracepoint: &'static str,
+) -> Result<&'a mut BtfTracePoint, WatchError> {
+    let program = ebpf.program_mut(name).ok_or(WatchError::Incomplete(name))?;
+    program.try_into().map_err(refused(tracepoint))
+}
+
+fn refused(tracepoint: &'static str) -> impl Fn(ProgramError) -> WatchError {
+    move |source| WatchError::Program {
+        tracepoint,
+        source: Box::new(source),
+    }
 }
 
 fn parse(bytes: &[u8]) -> Option<Event> {
