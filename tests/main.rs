@@ -8,6 +8,7 @@ mod checkpoint;
 mod documents;
 mod errors;
 mod exports;
+mod fit;
 mod gate;
 mod hard;
 mod hooks;

@@ -20,6 +20,7 @@ pub mod restore;
 pub mod carry;
 pub mod criu;
 pub mod edit;
+pub mod fit;
 pub mod freeze;
 pub mod hook;
 pub mod instance;
@@ -35,6 +36,7 @@ pub mod error;
 pub mod report;
 pub mod requirements;
 
+mod build_id;
 pub mod cgroup;
 pub mod client;
 pub mod guard;

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 mod dump;
+mod reads;
 pub(crate) mod start_up;
 mod warm;
 
@@ -35,7 +36,7 @@ use crate::{
 use rustix::process::Signal;
 
 pub(crate) use self::dump::keep_log;
-use self::start_up::StartUp;
+use self::{reads::Reads, start_up::StartUp};
 
 /// How long init may take to tell that the server has ended.
 const EXIT_LIMIT: Duration = Duration::from_secs(1);
@@ -267,13 +268,15 @@ pub async fn capture(
             (watch, Some(Recorder::new(recording, frequency)))
         }
     };
+    let opens = watch.opens()?;
+    let mut reads = Reads::new(opens, &options.command.working_directory);
     let mut profile = None;
     let mut start_up = StartUp::new(options);
     let reached = async {
         start_up
             .run(
                 &mut sandbox,
-                &mut watch,
+                (&mut watch, Some(&mut reads)),
                 &mut output,
                 recorder.as_mut(),
                 &mut progress,
@@ -291,8 +294,8 @@ pub async fn capture(
         }
         let dropped_events = watch.dropped()?;
         if options.runs_on() {
-            // The events to come would be those of the requests.
-            drop(watch);
+            // The events to come would be those of the requests; files are still read.
+            watch.look_away()?;
             let steps = (&mut sandbox, &mut output, &mut start_up);
             let asked = warm::warm_up(steps, options, &mut progress).await?;
             progress(Progress::Freezing);
@@ -306,17 +309,21 @@ pub async fn capture(
                 }
                 other => other?,
             };
-            return Ok((tree, time, dropped_events));
+            let read = reads.finish()?;
+            drop(watch);
+            return Ok((tree, time, dropped_events, read));
         }
         progress(Progress::Freezing);
         start_up.mark("freeze");
         let begun = Instant::now();
         let tree = freeze::freeze(Top::Init(sandbox.init()), start_up.stopped).await?;
+        let time = begun.elapsed();
+        let read = reads.finish()?;
         // Detached before CRIU works in the tree: what it does there is not the server's doing.
         drop(watch);
-        Ok::<_, CaptureError>((tree, begun.elapsed(), dropped_events))
+        Ok::<_, CaptureError>((tree, time, dropped_events, read))
     };
-    let (tree, freeze_time, dropped_events) = tokio::select! {
+    let (tree, freeze_time, dropped_events, read) = tokio::select! {
         reached = reached => reached?,
         () = interrupted => return Err(CaptureError::Interrupted),
     };
@@ -367,6 +374,7 @@ pub async fn capture(
         },
         after_restore: after_restore.collect(),
         outputs: wanted.outputs,
+        read: dump::FilesRead::Seen(read),
     };
     let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;
     Ok(Captured {

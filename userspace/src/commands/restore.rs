@@ -13,7 +13,7 @@ use crate::{
     error::Error,
     network::Network,
     report::{FirstByte, NoByte, Report},
-    restore::{self, RestoreError, Restored},
+    restore::{self, RestoreError, Restored, Staleness},
     store::Image,
     target::Target,
 };
@@ -43,13 +43,20 @@ pub async fn run(
         variables: arguments.env.clone(),
         hook_limit: arguments.hook_timeout,
         group: arguments.group.request(),
-        timed_since: None,
+        allowed: arguments.allow.iter().copied().collect(),
+        ..restore::Options::default()
     };
     let mut signals = Signals::catch()?;
     let bring_back = async |number: u32| {
         let since = if number == 0 { begun } else { Instant::now() };
         let options = restore::Options {
             timed_since: is_timed.then_some(since),
+            // Told once of all copies.
+            staleness: match (arguments.strict, number) {
+                (true, _) => Staleness::Refused,
+                (false, 0) => Staleness::Told,
+                (false, _) => Staleness::Ignored,
+            },
             ..options.clone()
         };
         let restored = restore::restore(&store, &criu, &image, &options).await?;

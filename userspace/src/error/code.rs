@@ -52,7 +52,8 @@ pub enum ExitCode {
     UnsupportedTree = 111,
     /// No instance is called so, or it has ended; there is no such process.
     UnknownInstance = 112,
-    /// `doctor` found that capture and restore will not work; memory cannot be mapped here.
+    /// `doctor` found that capture and restore will not work; memory cannot be mapped here; an image
+    /// does not fit this host, or files that its processes hold are others.
     Unfit = 113,
     /// `bench`, `--at warm`, hooks: the server answered otherwise than expected.
     UnexpectedAnswer = 114,
@@ -62,6 +63,8 @@ pub enum ExitCode {
     Connected = 116,
     /// A hook failed.
     HookFailed = 117,
+    /// `verify`, `restore --strict`: an image may be stale.
+    Stale = 118,
     /// Interrupted by a signal.
     Interrupted = 130,
 }
@@ -157,7 +160,9 @@ impl Error {
                 RestoreError::Criu(error) => criu_code(error),
                 RestoreError::Cgroup(error) => cgroup_code(error),
                 RestoreError::Image { .. } => ExitCode::StoreUnusable,
-                RestoreError::Unmappable(_) => ExitCode::Unfit,
+                RestoreError::Unmappable(_) | RestoreError::Unfit { .. } => ExitCode::Unfit,
+                RestoreError::Stale { .. } => ExitCode::Stale,
+                RestoreError::Program(_) => ExitCode::NoCriu,
                 _ => ExitCode::Failure,
             },
             Self::Import { .. } | Self::NoProfile { .. } => ExitCode::Usage,

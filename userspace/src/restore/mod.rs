@@ -2,6 +2,7 @@
 //! CRIU, and then a supervisor like any other.
 
 mod checks;
+mod fit;
 mod memory;
 mod timings;
 
@@ -12,14 +13,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::fit::Fit;
 pub use self::memory::{MemoryMode, MemoryUse, Unmappable};
 use self::timings::Stopwatch;
 pub use self::timings::{Pages, Parts};
 use crate::{
     capture::keep_log,
     cgroup::{self, CgroupError, Memory, Reservation},
-    criu::{self, CriuError, Program, RestoreRequest, kerndat::Kerndat},
+    criu::{self, CriuError, Program, ProgramError, RestoreRequest, kerndat::Kerndat},
     edit::{self, EditError},
+    fit::{Allowed, Code, Finding, Here},
     hook::{self, Hook, HookError, Variable},
     host::Clocks,
     instance::{Folder, InstanceError, Record},
@@ -118,10 +121,34 @@ pub enum RestoreError {
     Cgroup(#[from] CgroupError),
     #[error("the server does not fit into its limit of {0} of memory")]
     OutOfMemory(Memory),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("cannot read facts about this host")]
+    Host(#[source] io::Error),
+    #[error("the image does not fit: {}", first(.findings))]
+    Unfit {
+        findings: Vec<Finding>,
+        /// What the image is called.
+        image: String,
+    },
+    #[error("the image may be stale: {}", first(.findings))]
+    Stale {
+        findings: Vec<Finding>,
+        /// What the image is called.
+        image: String,
+    },
     #[error("the memory of the image cannot be mapped")]
     Unmappable(#[source] Unmappable),
     #[error("interrupted")]
     Interrupted,
+}
+
+fn first(findings: &[Finding]) -> String {
+    match findings {
+        [] => String::new(),
+        [only] => only.to_string(),
+        [first, others @ ..] => format!("{first} (and {} more)", others.len()),
+    }
 }
 
 /// How long a restore took.
@@ -146,6 +173,8 @@ pub struct Restored {
     /// What the server writes; none if it is detached and writes to its log.
     pub output: Option<Output>,
     pub memory: MemoryUse,
+    /// What the server may go on with although it is no longer so.
+    pub stale: Vec<Finding>,
     folder: Folder,
     /// Takes the kernel a while to close, and so not before the end.
     _criu_start: Option<criu::Start>,
@@ -182,8 +211,23 @@ pub struct Options {
     pub hook_limit: Duration,
     /// A control group of its own.
     pub group: Option<cgroup::Request>,
+    /// What to go on with although it is not as it was at the capture.
+    pub allowed: Allowed,
+    pub staleness: Staleness,
     /// It is to be known where the time goes, from this moment on.
     pub timed_since: Option<Instant>,
+}
+
+/// What becomes of what may be stale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Staleness {
+    /// It is not looked for.
+    #[default]
+    Ignored,
+    /// It is told of.
+    Told,
+    /// The image is not restored.
+    Refused,
 }
 
 /// Restores an image. It is ready for connections when this returns.
@@ -214,7 +258,9 @@ pub async fn restore(
     };
     let folder = Folder::create(&store.instances(), image.label())?;
     // The stored image is read in place, unless something differs from it.
-    let differs = moves.iter().any(|(old, new)| old != new) || options.reuse_port;
+    let accepts_changes = options.allowed.contains(Code::UsedChanged);
+    let differs =
+        moves.iter().any(|(old, new)| old != new) || options.reuse_port || accepts_changes;
     let images = match differs {
         true => folder.images()?,
         false => stored.clone(),
@@ -290,7 +336,14 @@ pub async fn restore(
     if differs {
         edit::move_listeners(&stored, &images, &moves, options.reuse_port)?;
     }
+    if accepts_changes {
+        edit::accept_changes(&images)?;
+    }
     parts.checks_us = watch.lap();
+    let here = Here::read(Some(kerndat.version(criu)?)).map_err(RestoreError::Host)?;
+    let mut fit = Fit::new(image, &here, options);
+    fit.refuse().await?;
+    parts.fit_us = watch.lap();
 
     let request = RestoreRequest {
         inherited: [(&manifest.stdout, STDOUT), (&manifest.stderr, STDERR)]
@@ -304,14 +357,20 @@ pub async fn restore(
     };
     let work = folder.work();
     let restoring = criu::restore(&mut sandbox, worker, &request, &work);
-    let root = match &mut criu_start {
-        Some(start) => start.during(restoring).await,
-        None => restoring.await,
+    let restoring = async {
+        match &mut criu_start {
+            Some(start) => start.during(restoring).await,
+            None => restoring.await,
+        }
     };
+    // Files that were read may be thousands: they are looked at while CRIU works.
+    let (root, stale) = tokio::join!(restoring, fit.stale());
     let root =
         root.map_err(|error| out_of_memory().unwrap_or_else(|| keep_log(store, error).into()))?;
     let criu_began = watch.until(criu_start.as_ref().and_then(criu::Start::began));
     let criu_took = watch.lap();
+    let stale = stale?;
+    fit.remember(store);
     sandbox.set_main(root).await?;
     group.as_ref().map_or(Ok(()), Reservation::complete)?;
     let listeners: Vec<Listener> = moves.into_iter().map(|(_, new)| new).collect();
@@ -382,6 +441,7 @@ pub async fn restore(
         timings,
         output,
         memory,
+        stale,
         folder,
         _criu_start: criu_start,
     })
