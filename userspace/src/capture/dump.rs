@@ -133,12 +133,17 @@ pub fn keep(
         TcpConnections::Established => kept(&tree),
         TcpConnections::None | TcpConnections::Closed => vec![],
     };
+    let begun = Instant::now();
     let dependencies = fit::identify(held(&images)?);
     match origin.read {
         FilesRead::Seen(read) => read.record(&dependencies).write(&staging)?,
         FilesRead::OfOrigin(Some(read)) => read.write(&staging)?,
         FilesRead::OfOrigin(None) => {}
     }
+    tracing::debug!(
+        "files outside of the image recorded in {:?}",
+        begun.elapsed()
+    );
     let manifest = Manifest {
         schema: store::SCHEMA,
         created_ms: store::now_ms(),

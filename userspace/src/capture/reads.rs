@@ -70,7 +70,7 @@ impl Reads {
     fn opened(&mut self, opened: &Opened) {
         match opened.is_written {
             true => drop(self.written.insert(opened.file)),
-            false if opened.is_cut => self.unrecorded += 1,
+            false if opened.is_cut => self.miss(&opened.path),
             false => self.add(opened.pid, opened.folder, &opened.path, Some(opened.file)),
         }
     }
@@ -78,7 +78,7 @@ impl Reads {
     /// A program was executed. The kernel reads it, and no process opens it.
     pub fn executed(&mut self, pid: HostPid, path: &Path, is_cut: bool) {
         match is_cut {
-            true => self.unrecorded += 1,
+            true => self.miss(path),
             false => self.add(pid, None, path, None),
         }
     }
@@ -106,8 +106,14 @@ impl Reads {
             }
             // A temporary file.
             None if path.is_absolute() => {}
-            None => self.unrecorded += 1,
+            None => self.miss(path),
         }
+    }
+
+    /// A file cannot be recorded, of which this much of its path is known.
+    fn miss(&mut self, path: &Path) {
+        tracing::debug!("not recorded: {}", path.display());
+        self.unrecorded += 1;
     }
 
     /// What was read in all, but for what is known of anyway.

@@ -27,11 +27,7 @@ pub fn inspect(
     Ok(0)
 }
 
-pub async fn verify(
-    global: &cli::Global,
-    arguments: &cli::Verify,
-    report: &Report,
-) -> Result<u8, Error> {
+pub fn verify(global: &cli::Global, arguments: &cli::Verify, report: &Report) -> Result<u8, Error> {
     let store = open_store(global)?;
     let digests = match (arguments.all, &arguments.image) {
         (true, _) => store.digests()?,
@@ -46,7 +42,7 @@ pub async fn verify(
     for digest in digests {
         let verification = store.verify(&digest)?;
         let (findings, unrecorded) = match store.load(digest) {
-            Ok(image) => compare(&store, &image, &here).await?,
+            Ok(image) => compare(&store, &image, &here)?,
             // Its manifest is among what is damaged.
             Err(_) => (vec![], None),
         };
@@ -92,7 +88,7 @@ impl Verdict {
 
 /// All that is not as it was at the capture, and how many files that were read could not be recorded;
 /// none if the record cannot be read, or there is none.
-async fn compare(
+fn compare(
     store: &Store,
     image: &Image,
     here: &Here,
@@ -102,7 +98,7 @@ async fn compare(
     let Ok(read) = image.read_files() else {
         return Ok((findings, None));
     };
-    findings.extend(check.stale().await?);
+    findings.extend(check.stale()?);
     check.remember(store)?;
     Ok((findings, read.map(|read| read.unrecorded)))
 }

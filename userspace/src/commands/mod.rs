@@ -44,7 +44,7 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
         Command::Limit(arguments) => limit::run(global, arguments, report),
         Command::Images => images::images(global, report),
         Command::Inspect(arguments) => images::inspect(global, arguments, report),
-        Command::Verify(arguments) => images::verify(global, arguments, report).await,
+        Command::Verify(arguments) => images::verify(global, arguments, report),
         Command::Rm(arguments) => images::rm(global, arguments, report),
         Command::Bench(arguments) => bench::run(global, arguments, report).await,
         Command::Profile(arguments) => profile::run(global, arguments, report).await,

@@ -1,8 +1,10 @@
 //! Compares files outside of an image with what they were.
 
-use std::{fs::File, os::unix::fs::MetadataExt as _, path::Path};
+use std::{fs::File, path::Path};
 
-use super::{Code, Finding};
+use rustix::fs::FileType;
+
+use super::{Code, Finding, look::Looks};
 use crate::{
     build_id::build_id,
     store::{Dependency, Identity, Image, Known, Role, digest},
@@ -33,6 +35,7 @@ enum State {
 pub struct Comparison<'a> {
     depth: Depth,
     image: &'a Image,
+    looks: Looks,
     /// Read when the first file is another one.
     known: Option<Known>,
     has_learnt: bool,
@@ -43,6 +46,7 @@ impl<'a> Comparison<'a> {
         Self {
             depth,
             image,
+            looks: Looks::default(),
             known: None,
             has_learnt: false,
         }
@@ -70,28 +74,28 @@ impl<'a> Comparison<'a> {
     }
 
     fn state(&mut self, file: &Dependency) -> State {
-        let metadata = match file.path.metadata() {
-            Ok(metadata) => metadata,
+        let found = match self.looks.look_at(&file.path) {
+            Ok(found) => found,
             Err(error) if is_gone(&error) => return State::Missing("nothing".to_owned()),
             Err(error) => return State::Missing(error.to_string()),
         };
         let is_right = match file.role {
             Role::Referred => true,
-            Role::Folder => metadata.is_dir(),
-            _ => metadata.is_file(),
+            Role::Folder => FileType::from_raw_mode(found.mode).is_dir(),
+            _ => FileType::from_raw_mode(found.mode).is_file(),
         };
         match (file.role, file.mode) {
             _ if !is_right => State::Missing("something else".to_owned()),
-            (_, Some(expected)) if expected != metadata.mode() => {
+            (_, Some(expected)) if expected != found.mode => {
                 let text = |mode: u32| format!("mode {:o}", mode & 0o7777);
                 State::Changed {
-                    found: text(metadata.mode()),
+                    found: text(found.mode),
                     expected: text(expected),
                 }
             }
             (Role::Referred | Role::Written | Role::Folder, _) => State::Same,
             (Role::Mapped | Role::Open | Role::Read, _) => {
-                self.compare_content(file, Identity::of(&metadata))
+                self.compare_content(file, found.identity)
             }
         }
     }

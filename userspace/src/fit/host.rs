@@ -122,6 +122,9 @@ pub fn fit(manifest: &Manifest, here: &Here) -> Vec<Finding> {
 }
 
 fn missing_features(then: &Host, now: &Host) -> Option<Finding> {
+    if then.cpu_features == now.cpu_features {
+        return None;
+    }
     let has: BTreeSet<&str> = now.cpu_features.iter().map(String::as_str).collect();
     // Arm's are those that the kernel tells programs of.
     let is_all = !then.architecture.starts_with("x86") && then.architecture != "i686";
@@ -132,8 +135,8 @@ fn missing_features(then: &Host, now: &Host) -> Option<Finding> {
     };
     let used = then.cpu_features.iter().map(String::as_str);
     let missing: Vec<&str> = used
-        .filter(matters)
         .filter(|feature| !has.contains(feature))
+        .filter(matters)
         .collect();
     let about = missing.join(" ");
     (!missing.is_empty()).then(|| Finding::new(Code::CpuFeatures, about, "there", "not there"))

@@ -11,6 +11,7 @@ mod environment;
 mod files;
 mod finding;
 mod host;
+mod look;
 mod record;
 
 use std::io;
@@ -85,9 +86,7 @@ impl<'a> Check<'a> {
     ///
     /// # Errors
     /// If the record of the files that were read cannot be read.
-    pub async fn stale(&mut self) -> Result<Vec<Finding>, StoreError> {
-        /// So many files are looked at in a row: others wait for the thread.
-        const TURN: usize = 64;
+    pub fn stale(&mut self) -> Result<Vec<Finding>, StoreError> {
         let manifest = &self.image.manifest;
         let mut findings = host::staleness(manifest, self.here);
         findings.extend(environment::compare(
@@ -98,10 +97,8 @@ impl<'a> Check<'a> {
             findings.extend(environment::user(manifest));
         }
         let read = self.image.read_files()?.unwrap_or_default();
-        for files in read.files.chunks(TURN) {
-            findings.extend(files.iter().filter_map(|file| self.files.compare(file)));
-            tokio::task::yield_now().await;
-        }
+        let files = read.files.iter();
+        findings.extend(files.filter_map(|file| self.files.compare(file)));
         Ok(findings)
     }
 

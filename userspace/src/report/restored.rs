@@ -41,13 +41,14 @@ impl From<AskError> for NoByte {
 }
 
 impl Report {
-    /// `first_byte` is there if it is to be told where the time went.
+    /// `stale` is what the server may go on with although it is no longer so. `first_byte` is there if it is to be told where the time went.
     ///
     /// # Errors
     /// [`Error::Output`].
     pub fn restored(
         &self,
         restored: &Restored,
+        stale: &[Finding],
         first_byte: Option<&FirstByte>,
     ) -> Result<(), Error> {
         let (record, timings) = (&restored.record, &restored.timings);
@@ -65,7 +66,7 @@ impl Report {
                 "criu_restore_us": timings.criu_restore.map(us),
                 "mapped_bytes": record.mapped_bytes,
                 "copied_because": restored.memory.copied_because.as_ref().map(ToString::to_string),
-                "stale": restored.stale.iter().map(Finding::to_json).collect::<Vec<_>>(),
+                "stale": stale.iter().map(Finding::to_json).collect::<Vec<_>>(),
             });
             if let Some(first_byte) = first_byte {
                 object["timings"] = json!(timings.parts);
@@ -93,7 +94,7 @@ impl Report {
                 "Its memory was copied and is not shared: {reason}"
             ));
         }
-        add_stale(&mut out, &restored.stale);
+        add_stale(&mut out, stale);
         if !record.detached {
             // Standard output is the server's.
             eprint!("{}", out.0);

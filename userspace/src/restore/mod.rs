@@ -13,10 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::fit::Fit;
-pub use self::memory::{MemoryMode, MemoryUse, Unmappable};
 use self::timings::Stopwatch;
 pub use self::timings::{Pages, Parts};
+pub use self::{
+    fit::stale,
+    memory::{MemoryMode, MemoryUse, Unmappable},
+};
 use crate::{
     capture::keep_log,
     cgroup::{self, CgroupError, Memory, Reservation},
@@ -173,8 +175,6 @@ pub struct Restored {
     /// What the server writes; none if it is detached and writes to its log.
     pub output: Option<Output>,
     pub memory: MemoryUse,
-    /// What the server may go on with although it is no longer so.
-    pub stale: Vec<Finding>,
     folder: Folder,
     /// Takes the kernel a while to close, and so not before the end.
     _criu_start: Option<criu::Start>,
@@ -213,21 +213,10 @@ pub struct Options {
     pub group: Option<cgroup::Request>,
     /// What to go on with although it is not as it was at the capture.
     pub allowed: Allowed,
-    pub staleness: Staleness,
+    /// Refuse an image that may be stale.
+    pub strict: bool,
     /// It is to be known where the time goes, from this moment on.
     pub timed_since: Option<Instant>,
-}
-
-/// What becomes of what may be stale.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Staleness {
-    /// It is not looked for.
-    #[default]
-    Ignored,
-    /// It is told of.
-    Told,
-    /// The image is not restored.
-    Refused,
 }
 
 /// Restores an image. It is ready for connections when this returns.
@@ -341,8 +330,7 @@ pub async fn restore(
     }
     parts.checks_us = watch.lap();
     let here = Here::read(Some(kerndat.version(criu)?)).map_err(RestoreError::Host)?;
-    let mut fit = Fit::new(image, &here, options);
-    fit.refuse().await?;
+    fit::refuse(store, image, &here, options)?;
     parts.fit_us = watch.lap();
 
     let request = RestoreRequest {
@@ -357,20 +345,14 @@ pub async fn restore(
     };
     let work = folder.work();
     let restoring = criu::restore(&mut sandbox, worker, &request, &work);
-    let restoring = async {
-        match &mut criu_start {
-            Some(start) => start.during(restoring).await,
-            None => restoring.await,
-        }
+    let root = match &mut criu_start {
+        Some(start) => start.during(restoring).await,
+        None => restoring.await,
     };
-    // Files that were read may be thousands: they are looked at while CRIU works.
-    let (root, stale) = tokio::join!(restoring, fit.stale());
     let root =
         root.map_err(|error| out_of_memory().unwrap_or_else(|| keep_log(store, error).into()))?;
     let criu_began = watch.until(criu_start.as_ref().and_then(criu::Start::began));
     let criu_took = watch.lap();
-    let stale = stale?;
-    fit.remember(store);
     sandbox.set_main(root).await?;
     group.as_ref().map_or(Ok(()), Reservation::complete)?;
     let listeners: Vec<Listener> = moves.into_iter().map(|(_, new)| new).collect();
@@ -441,7 +423,6 @@ pub async fn restore(
         timings,
         output,
         memory,
-        stale,
         folder,
         _criu_start: criu_start,
     })

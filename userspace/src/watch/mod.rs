@@ -331,10 +331,9 @@ pub fn missing_tracepoints() -> Result<Vec<String>, WatchError> {
     let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
     kernel_offsets(&data, probe::MEMBERS_WITHOUT_PROFILE)?;
     let btf = btf::Btf::parse(&data)?;
-    let names = PROGRAMS
-        .iter()
-        .map(|(_, tracepoint)| (*tracepoint).to_owned());
+    let names = PROGRAMS.iter().chain([&opens::PROGRAM]);
     Ok(names
+        .map(|(_, tracepoint)| (*tracepoint).to_owned())
         .filter(|tracepoint| !btf.has_tracepoint(tracepoint))
         .collect())
 }

@@ -12,6 +12,9 @@ use tokio::io::unix::AsyncFd;
 use super::WatchError;
 use crate::{sys, tree::HostPid};
 
+/// The program of the probe that tells of them, and the raw tracepoint it attaches to.
+pub(super) const PROGRAM: (&str, &str) = ("file_opened", "sys_exit");
+
 /// A regular file that was opened, for the first time to read or to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
@@ -35,7 +38,7 @@ pub struct Opens {
 
 impl Opens {
     pub(super) fn attach(ebpf: &mut Ebpf, btf: &aya::Btf) -> Result<Self, WatchError> {
-        super::attach(ebpf, btf, "file_opened", "sys_exit")?;
+        super::attach(ebpf, btf, PROGRAM.0, PROGRAM.1)?;
         let mut take = |name: &'static str| ebpf.take_map(name).ok_or(WatchError::Incomplete(name));
         let ring = RingBuf::try_from(take("OPENS")?)?;
         Ok(Self {
