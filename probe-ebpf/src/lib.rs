@@ -173,7 +173,7 @@ pub const MEMBERS_WITHOUT_PROFILE: usize = 25;
 
 const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_MEMBERS.len());
 
-/// A followed process opened a regular file, for the first time to read or to write.
+/// A followed process opened a regular file or a folder, for the first time to read or to write.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct Opened {
@@ -182,17 +182,19 @@ pub struct Opened {
     pub device: u32,
     /// Process id (thread group) in the initial pid namespace.
     pub tgid: u32,
-    /// The descriptor of the folder that a relative path begins at, or [`AT_FDCWD`].
+    /// The descriptor of the folder that a relative path begins at, or [`AT_FDCWD`], and which it is.
     pub folder: i32,
+    pub folder_device: u32,
+    pub folder_inode: u64,
     /// Bits of `OPENED_*`.
     pub flags: u32,
     /// Bytes used in `path`.
-    pub path_len: u64,
+    pub path_len: u32,
     /// The path as the process gave it.
     pub path: [u8; trace::NAME_LEN],
 }
 
-const _: () = assert!(size_of::<Opened>() == 32 + trace::NAME_LEN);
+const _: () = assert!(size_of::<Opened>() == 40 + trace::NAME_LEN);
 
 /// Of openat(2): relative paths begin at the working directory.
 pub const AT_FDCWD: i32 = -100;
@@ -201,6 +203,8 @@ pub const AT_FDCWD: i32 = -100;
 pub const OPENED_TO_WRITE: u32 = 1;
 /// `path` was cut short.
 pub const OPENED_CUT: u32 = 2;
+/// It is a folder.
+pub const OPENED_FOLDER: u32 = 4;
 
 /// The system calls on memory that a guard is notified of, and that must not fail when a signal
 /// interrupts them while they wait for it: process_madvise(2), madvise(2), mlock(2), mlock2(2),

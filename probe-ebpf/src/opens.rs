@@ -1,4 +1,5 @@
-//! The files that the followed processes open: each is told once as read, and once as written to.
+//! The files and folders that the followed processes open: each is told once as read, and once as written
+//! to.
 
 use aya_ebpf::{
     macros::{btf_tracepoint, map},
@@ -6,7 +7,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use probe_ebpf::{
-    AT_FDCWD, OPENED_CUT, OPENED_TO_WRITE, Opened,
+    AT_FDCWD, OPENED_CUT, OPENED_FOLDER, OPENED_TO_WRITE, Opened,
     trace::{FileKey, NAME_LEN},
 };
 
@@ -95,18 +96,22 @@ fn open_of(number: i64, registers: Registers) -> Option<Open> {
 fn opened(number: i64, registers: Registers, fd: i32) -> Option<()> {
     const S_IFMT: u16 = 0o170_000;
     const S_IFREG: u16 = 0o100_000;
+    const S_IFDIR: u16 = 0o040_000;
     const O_ACCMODE: u64 = 3;
     /// Only a reference to the file.
     const O_PATH: u64 = 0o10_000_000;
     let file = identity_of(file_of(fd)?)?;
-    if file.mode & S_IFMT != S_IFREG {
-        return None;
-    }
     let open = open_of(number, registers)?;
-    let is_written = open.flags & O_ACCMODE != 0;
-    let how = if is_written { WRITTEN } else { READ };
-    if open.flags & O_PATH == 0 && is_news(file, how) {
-        tell(file, &open, if is_written { OPENED_TO_WRITE } else { 0 });
+    let (how, flags) = match file.mode & S_IFMT {
+        // Others may be opened by their names in it.
+        S_IFDIR => (READ, OPENED_FOLDER),
+        S_IFREG if open.flags & O_PATH != 0 => return None,
+        S_IFREG if open.flags & O_ACCMODE != 0 => (WRITTEN, OPENED_TO_WRITE),
+        S_IFREG => (READ, 0),
+        _ => return None,
+    };
+    if is_news(file, how) {
+        tell(file, &open, flags);
     }
     Some(())
 }
@@ -138,6 +143,7 @@ fn tell(file: Identity, open: &Open, flags: u32) {
         }
         return;
     };
+    let folder = file_of(open.folder).and_then(identity_of);
     // SAFETY: the reserved bytes are ours until submitted, and every field is written.
     let opened = unsafe {
         let opened = entry.as_mut_ptr();
@@ -145,12 +151,14 @@ fn tell(file: Identity, open: &Open, flags: u32) {
         (*opened).device = file.device;
         (*opened).tgid = current_tgid();
         (*opened).folder = open.folder;
+        (*opened).folder_device = folder.map_or(0, |folder| folder.device);
+        (*opened).folder_inode = folder.map_or(0, |folder| folder.inode);
         (*opened).flags = flags;
         (*opened).path = [0; NAME_LEN];
         &mut *opened
     };
     let (len, is_cut) = read_user_text(open.path, 0, &mut opened.path);
-    opened.path_len = len;
+    opened.path_len = len as u32;
     if is_cut {
         opened.flags |= OPENED_CUT;
     }

@@ -4,7 +4,7 @@
 //! seen to. Files that the tree itself writes to are left out, and those that are gone by the time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::{Path, PathBuf},
 };
@@ -13,7 +13,7 @@ use crate::{
     fit::{self, Seen},
     store::{Dependency, Identity, ReadFiles, Role},
     tree::HostPid,
-    watch::{Opened, Opens, WatchError},
+    watch::{FileId, Opened, Opens, WatchError},
 };
 
 /// An index that is made anew when any library is installed, and says nothing of those in use.
@@ -25,8 +25,12 @@ pub struct Reads {
     /// Where relative paths begin if the process is gone.
     folder: PathBuf,
     /// By device and inode as the kernel has them; none for what was executed.
-    found: BTreeMap<PathBuf, (Option<(u32, u64)>, Identity)>,
-    written: BTreeSet<(u32, u64)>,
+    found: BTreeMap<PathBuf, (Option<FileId>, Identity)>,
+    written: BTreeSet<FileId>,
+    /// By their paths, as one may be made anew.
+    made: BTreeSet<PathBuf>,
+    /// The folders that were opened.
+    folders: HashMap<FileId, PathBuf>,
     unrecorded: u64,
 }
 
@@ -45,6 +49,8 @@ impl Reads {
             folder: folder.to_owned(),
             found: BTreeMap::new(),
             written: BTreeSet::new(),
+            made: BTreeSet::new(),
+            folders: HashMap::new(),
             unrecorded: 0,
         }
     }
@@ -68,10 +74,30 @@ impl Reads {
     }
 
     fn opened(&mut self, opened: &Opened) {
-        match opened.is_written {
-            true => drop(self.written.insert(opened.file)),
-            false if opened.is_cut => self.miss(&opened.path),
-            false => self.add(opened.pid, opened.folder, &opened.path, Some(opened.file)),
+        let begin = opened
+            .folder
+            .map(|(fd, folder)| match self.folders.get(&folder) {
+                Some(path) => Begin::Known(path.clone()),
+                None => Begin::Link(format!("fd/{fd}")),
+            });
+        let begin = begin.unwrap_or_else(|| Begin::Link("cwd".to_owned()));
+        if opened.is_folder {
+            let path = match begin {
+                _ if opened.path.is_absolute() => Some(opened.path.clone()),
+                Begin::Known(folder) => Some(folder.join(&opened.path)),
+                Begin::Link(name) => Some(link(opened.pid, &name).join(&opened.path)),
+            };
+            let path = path.filter(|path| !opened.is_cut && path.is_absolute());
+            self.folders.extend(path.map(|path| (opened.file, path)));
+        } else if opened.is_written {
+            self.written.insert(opened.file);
+            // One that was read before it was made anew is none of before, either.
+            let (found, _) = self.resolve(opened.pid, begin, &opened.path);
+            self.made.extend(found.map(|(path, _)| path));
+        } else if opened.is_cut {
+            self.miss(&opened.path);
+        } else {
+            self.add(opened.pid, begin, &opened.path, Some(opened.file));
         }
     }
 
@@ -79,34 +105,36 @@ impl Reads {
     pub fn executed(&mut self, pid: HostPid, path: &Path, is_cut: bool) {
         match is_cut {
             true => self.miss(path),
-            false => self.add(pid, None, path, None),
+            false => self.add(pid, Begin::Link("cwd".to_owned()), path, None),
         }
     }
 
-    fn add(&mut self, pid: HostPid, folder: Option<i32>, path: &Path, file: Option<(u32, u64)>) {
-        if !fit::is_file_system(path) {
-            return;
-        }
-        let link = |name: String| fs::read_link(format!("/proc/{pid}/{name}")).ok();
-        let found = match path.strip_prefix("/") {
-            // It may have made another folder its root.
-            Ok(below) => {
-                regular(path.to_owned()).or_else(|| regular(link("root".to_owned())?.join(below)))
-            }
-            Err(_) => {
-                let begin = folder.map_or("cwd".to_owned(), |fd| format!("fd/{fd}"));
-                link(begin)
-                    .and_then(|begin| regular(begin.join(path)))
-                    .or_else(|| regular(self.folder.join(path)))
-            }
-        };
-        match found {
-            Some((path, identity)) => {
+    fn add(&mut self, pid: HostPid, begin: Begin, path: &Path, file: Option<FileId>) {
+        match self.resolve(pid, begin, path) {
+            (Some((path, identity)), _) => {
                 self.found.entry(path).or_insert((file, identity));
             }
-            // A temporary file.
-            None if path.is_absolute() => {}
-            None => self.miss(path),
+            // A temporary file, or one of the kernel's.
+            (None, true) => {}
+            (None, false) => self.miss(path),
+        }
+    }
+
+    /// The file at a path, if it is there, and whether it would be found for sure.
+    fn resolve(&self, pid: HostPid, begin: Begin, path: &Path) -> (Option<Found>, bool) {
+        match (path.strip_prefix("/"), begin) {
+            _ if !fit::is_file_system(path) => (None, true),
+            // It may have made another folder its root.
+            (Ok(below), _) => {
+                let found = regular(path.to_owned());
+                let found = found.or_else(|| regular(link(pid, "root").join(below)));
+                (found, true)
+            }
+            (Err(_), Begin::Known(folder)) => (regular(folder.join(path)), true),
+            (Err(_), Begin::Link(name)) => {
+                let found = regular(link(pid, &name).join(path));
+                (found.or_else(|| regular(self.folder.join(path))), false)
+            }
         }
     }
 
@@ -125,11 +153,12 @@ impl Reads {
         if let Some(opens) = self.opens.take() {
             self.unrecorded += opens.untold()?;
         }
-        let written = &self.written;
-        let is_read = |file: &Option<(u32, u64)>| !file.is_some_and(|file| written.contains(&file));
+        let is_made = |path: &PathBuf, file: &Option<FileId>| {
+            self.made.contains(path) || file.is_some_and(|file| self.written.contains(&file))
+        };
         let found = std::mem::take(&mut self.found).into_iter();
         let files = found
-            .filter(|(path, (file, _))| is_read(file) && path != Path::new(LIBRARY_CACHE))
+            .filter(|(path, (file, _))| !is_made(path, file) && path != Path::new(LIBRARY_CACHE))
             .map(|(path, (_, identity))| (path, identity));
         Ok(Read {
             files: files.collect(),
@@ -138,9 +167,26 @@ impl Reads {
     }
 }
 
+/// A file, as it is now.
+type Found = (PathBuf, Identity);
+
+/// Where a relative path begins.
+enum Begin {
+    Known(PathBuf),
+    /// What a link below /proc/PID leads to.
+    Link(String),
+}
+
+/// What a link below /proc/PID leads to; nothing if the process is gone.
+fn link(pid: HostPid, name: &str) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/{name}")).unwrap_or_default()
+}
+
 /// A regular file that is there, and is not the kernel's.
-fn regular(path: PathBuf) -> Option<(PathBuf, Identity)> {
-    let metadata = path.metadata().ok().filter(fs::Metadata::is_file)?;
+fn regular(path: PathBuf) -> Option<Found> {
+    // What begins nowhere would begin where we are.
+    let metadata = path.is_absolute().then(|| path.metadata().ok()).flatten();
+    let metadata = metadata.filter(fs::Metadata::is_file)?;
     fit::is_file_system(&path).then(|| (path, Identity::of(&metadata)))
 }
 
@@ -199,6 +245,7 @@ mod tests {
             file: (1, inode),
             path: path.to_owned(),
             folder: None,
+            is_folder: false,
             is_written,
             is_cut: false,
         }
@@ -219,6 +266,9 @@ mod tests {
         reads.opened(&opened(&a, 1, false));
         reads.opened(&opened(&log, 2, false));
         reads.opened(&opened(&log, 2, true));
+        let anew = write("anew.pid");
+        reads.opened(&opened(&anew, 30, false));
+        reads.opened(&opened(&anew, 31, true));
         reads.opened(&opened(&compiled, 3, false));
         reads.opened(&opened(&folder.path().join("temporary"), 4, false));
         reads.opened(&opened(Path::new("/proc/self/maps"), 5, false));
@@ -229,14 +279,32 @@ mod tests {
             is_cut: true,
             ..opened(&a, 7, false)
         });
+        // Below folders that were opened, the second by its name in the first; and elsewhere.
+        let below = write("conf.d/c.conf");
+        let in_folder = |folder, path: &str, inode| Opened {
+            folder: Some((-1, (1, folder))),
+            ..opened(Path::new(path), inode, false)
+        };
+        for folder in [
+            opened(folder.path(), 20, false),
+            in_folder(20, "conf.d", 21),
+        ] {
+            reads.opened(&Opened {
+                is_folder: true,
+                ..folder
+            });
+        }
+        reads.opened(&in_folder(21, "c.conf", 8));
+        reads.opened(&in_folder(21, "gone.conf", 9));
+        reads.opened(&in_folder(99, "d.conf", 10));
         reads.executed(HostPid(1), Path::new("/bin/sh"), false);
         let read = reads.finish().unwrap();
-        assert_eq!(read.unrecorded, 2);
+        assert_eq!(read.unrecorded, 3);
         let recorded = read.record(&[]);
         let paths: Vec<&Path> = recorded.files.iter().map(|file| &*file.path).collect();
-        let mut expected = vec![Path::new("/bin/sh"), &*compiled, &*a, &*source];
+        let mut expected = vec![Path::new("/bin/sh"), &*compiled, &*a, &*source, &*below];
         expected.sort();
-        assert_eq!((paths, recorded.unrecorded), (expected, 2));
+        assert_eq!((paths, recorded.unrecorded), (expected, 3));
         assert!(recorded.files.iter().all(|file| file.blake3.is_some()));
     }
 

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 pub use self::{
-    opens::{Opened, Opens},
+    opens::{FileId, Opened, Opens},
     recording::Recording,
 };
 use crate::{

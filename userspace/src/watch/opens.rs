@@ -15,16 +15,19 @@ use crate::{sys, tree::HostPid};
 /// The program of the probe that tells of them, and the raw tracepoint it attaches to.
 pub(super) const PROGRAM: (&str, &str) = ("file_opened", "sys_exit");
 
-/// A regular file that was opened, for the first time to read or to write.
+/// Tells a file from others: device and inode, as the kernel has them.
+pub type FileId = (u32, u64);
+
+/// A regular file or a folder that was opened, for the first time to read or to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
     pub pid: HostPid,
-    /// Tells it from other files: device and inode, as the kernel has them.
-    pub file: (u32, u64),
+    pub file: FileId,
     /// As the process gave it.
     pub path: PathBuf,
-    /// The descriptor that a relative path begins at; none for the working directory.
-    pub folder: Option<i32>,
+    /// The folder that a relative path begins at, with its descriptor; none for the working directory.
+    pub folder: Option<(i32, FileId)>,
+    pub is_folder: bool,
     pub is_written: bool,
     /// The path is longer than the probe records.
     pub is_cut: bool,
@@ -82,7 +85,9 @@ fn parse(bytes: &[u8]) -> Option<Opened> {
         pid: HostPid(raw.tgid as i32),
         file: (raw.device, raw.inode),
         path: OsStr::from_bytes(path).into(),
-        folder: (raw.folder != probe::AT_FDCWD).then_some(raw.folder),
+        folder: (raw.folder != probe::AT_FDCWD)
+            .then_some((raw.folder, (raw.folder_device, raw.folder_inode))),
+        is_folder: raw.flags & probe::OPENED_FOLDER != 0,
         is_written: raw.flags & probe::OPENED_TO_WRITE != 0,
         is_cut: raw.flags & probe::OPENED_CUT != 0,
     })
@@ -104,10 +109,11 @@ mod tests {
         assert_eq!((opened.pid, opened.file), (HostPid(7), (8, 9)));
         assert_eq!((opened.path, opened.folder), ("a.cfg".into(), None));
         assert_eq!((opened.is_written, opened.is_cut), (true, false));
-        raw.folder = 4;
+        assert!(!opened.is_folder);
+        (raw.folder, raw.folder_device, raw.folder_inode) = (4, 8, 5);
         raw.flags = probe::OPENED_CUT;
         let opened = parse(bytemuck::bytes_of(&raw)).unwrap();
-        assert_eq!((opened.folder, opened.is_cut), (Some(4), true));
+        assert_eq!((opened.folder, opened.is_cut), (Some((4, (8, 5))), true));
         assert_eq!(parse(b"short"), None);
     }
 }
