@@ -36,6 +36,9 @@ static OFFSETS: KernelOffsets = KernelOffsets {
     inode_ino: 0,
     inode_sb: 0,
     sb_dev: 0,
+    task_fs: 0,
+    fs_pwd_dentry: 0,
+    dentry_inode: 0,
     folio_flags: 0,
     folio_flags_1: 0,
     folio_mapping: 0,
@@ -110,6 +113,15 @@ fn identity_of_inode(inode: u64) -> Option<Identity> {
 
 pub fn identity_of(file: u64) -> Option<Identity> {
     identity_of_inode(read(file, offset!(file_inode))?)
+}
+
+/// The working directory of the current task.
+pub fn working_folder() -> Option<Identity> {
+    // SAFETY: takes no arguments and returns the current task.
+    let task = unsafe { bpf_get_current_task() };
+    let fs: u64 = read(task, offset!(task_fs))?;
+    let dentry: u64 = read(fs, offset!(fs_pwd_dentry))?;
+    identity_of_inode(read(dentry, offset!(dentry_inode))?)
 }
 
 /// The file of a `struct address_space`.

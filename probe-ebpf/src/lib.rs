@@ -128,6 +128,9 @@ pub struct KernelOffsets {
     pub inode_ino: u32,
     pub inode_sb: u32,
     pub sb_dev: u32,
+    pub task_fs: u32,
+    pub fs_pwd_dentry: u32,
+    pub dentry_inode: u32,
     pub folio_flags: u32,
     pub folio_flags_1: u32,
     pub folio_mapping: u32,
@@ -135,7 +138,7 @@ pub struct KernelOffsets {
 }
 
 /// The members behind [`KernelOffsets`], in its order: structure, then the path of the member.
-pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
+pub const KERNEL_MEMBERS: [(&str, &str); 32] = [
     ("task_struct", "tgid"),
     ("task_struct", "files"),
     ("task_struct", "signal"),
@@ -161,6 +164,9 @@ pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
     ("inode", "i_ino"),
     ("inode", "i_sb"),
     ("super_block", "s_dev"),
+    ("task_struct", "fs"),
+    ("fs_struct", "pwd.dentry"),
+    ("dentry", "d_inode"),
     ("folio", "flags"),
     ("folio", "_flags_1"),
     ("folio", "mapping"),
@@ -169,7 +175,7 @@ pub const KERNEL_MEMBERS: [(&str, &str); 29] = [
 
 /// How many of them the probe needs if it does not record a profile: older kernels lack some of the
 /// others.
-pub const MEMBERS_WITHOUT_PROFILE: usize = 25;
+pub const MEMBERS_WITHOUT_PROFILE: usize = 28;
 
 const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_MEMBERS.len());
 
@@ -182,7 +188,8 @@ pub struct Opened {
     pub device: u32,
     /// Process id (thread group) in the initial pid namespace.
     pub tgid: u32,
-    /// The descriptor of the folder that a relative path begins at, or [`AT_FDCWD`], and which it is.
+    /// The descriptor of the folder that a relative path begins at, or [`AT_FDCWD`], and which
+    /// folder that is.
     pub folder: i32,
     pub folder_device: u32,
     pub folder_inode: u64,

@@ -12,7 +12,10 @@ use probe_ebpf::{
 };
 
 use crate::{
-    kernel::{Identity, Registers, current_tgid, file_of, identity_of, read_user, read_user_text},
+    kernel::{
+        Identity, Registers, current_tgid, file_of, identity_of, read_user, read_user_text,
+        working_folder,
+    },
     programs::in_tree,
 };
 
@@ -143,7 +146,10 @@ fn tell(file: Identity, open: &Open, flags: u32) {
         }
         return;
     };
-    let folder = file_of(open.folder).and_then(identity_of);
+    let folder = match open.folder {
+        AT_FDCWD => working_folder(),
+        fd => file_of(fd).and_then(identity_of),
+    };
     // SAFETY: the reserved bytes are ours until submitted, and every field is written.
     let opened = unsafe {
         let opened = entry.as_mut_ptr();

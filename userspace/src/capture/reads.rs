@@ -74,13 +74,11 @@ impl Reads {
     }
 
     fn opened(&mut self, opened: &Opened) {
-        let begin = opened
-            .folder
-            .map(|(fd, folder)| match self.folders.get(&folder) {
-                Some(path) => Begin::Known(path.clone()),
-                None => Begin::Link(format!("fd/{fd}")),
-            });
-        let begin = begin.unwrap_or_else(|| Begin::Link("cwd".to_owned()));
+        let begin = match (self.folders.get(&opened.folder), opened.folder_fd) {
+            (Some(path), _) => Begin::Known(path.clone()),
+            (None, Some(fd)) => Begin::Link(format!("fd/{fd}")),
+            (None, None) => Begin::Link("cwd".to_owned()),
+        };
         if opened.is_folder {
             let path = match begin {
                 _ if opened.path.is_absolute() => Some(opened.path.clone()),
@@ -244,7 +242,8 @@ mod tests {
             pid: HostPid(std::process::id() as i32),
             file: (1, inode),
             path: path.to_owned(),
-            folder: None,
+            folder: (1, 0),
+            folder_fd: None,
             is_folder: false,
             is_written,
             is_cut: false,
@@ -282,7 +281,8 @@ mod tests {
         // Below folders that were opened, the second by its name in the first; and elsewhere.
         let below = write("conf.d/c.conf");
         let in_folder = |folder, path: &str, inode| Opened {
-            folder: Some((-1, (1, folder))),
+            folder: (1, folder),
+            folder_fd: Some(-1),
             ..opened(Path::new(path), inode, false)
         };
         for folder in [

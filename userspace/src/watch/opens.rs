@@ -25,8 +25,10 @@ pub struct Opened {
     pub file: FileId,
     /// As the process gave it.
     pub path: PathBuf,
-    /// The folder that a relative path begins at, with its descriptor; none for the working directory.
-    pub folder: Option<(i32, FileId)>,
+    /// The folder that a relative path begins at.
+    pub folder: FileId,
+    /// Its descriptor, if it is not the working directory.
+    pub folder_fd: Option<i32>,
     pub is_folder: bool,
     pub is_written: bool,
     /// The path is longer than the probe records.
@@ -85,8 +87,8 @@ fn parse(bytes: &[u8]) -> Option<Opened> {
         pid: HostPid(raw.tgid as i32),
         file: (raw.device, raw.inode),
         path: OsStr::from_bytes(path).into(),
-        folder: (raw.folder != probe::AT_FDCWD)
-            .then_some((raw.folder, (raw.folder_device, raw.folder_inode))),
+        folder: (raw.folder_device, raw.folder_inode),
+        folder_fd: (raw.folder != probe::AT_FDCWD).then_some(raw.folder),
         is_folder: raw.flags & probe::OPENED_FOLDER != 0,
         is_written: raw.flags & probe::OPENED_TO_WRITE != 0,
         is_cut: raw.flags & probe::OPENED_CUT != 0,
@@ -107,13 +109,14 @@ mod tests {
         raw.path[..5].copy_from_slice(b"a.cfg");
         let opened = parse(bytemuck::bytes_of(&raw)).unwrap();
         assert_eq!((opened.pid, opened.file), (HostPid(7), (8, 9)));
-        assert_eq!((opened.path, opened.folder), ("a.cfg".into(), None));
+        assert_eq!((opened.path, opened.folder_fd), ("a.cfg".into(), None));
         assert_eq!((opened.is_written, opened.is_cut), (true, false));
         assert!(!opened.is_folder);
         (raw.folder, raw.folder_device, raw.folder_inode) = (4, 8, 5);
         raw.flags = probe::OPENED_CUT;
         let opened = parse(bytemuck::bytes_of(&raw)).unwrap();
-        assert_eq!((opened.folder, opened.is_cut), (Some((4, (8, 5))), true));
+        assert_eq!((opened.folder, opened.folder_fd), ((8, 5), Some(4)));
+        assert!(opened.is_cut);
         assert_eq!(parse(b"short"), None);
     }
 }
