@@ -343,6 +343,8 @@ fn an_image_of_another_host_is_refused() {
         true,
     );
     check("kernel", "99.1.0".into(), about("kernel", "Linux"), true);
+    let error = shop.workspace.fail(105, ["--criu", "/nowhere", "verify"]);
+    assert!(error.contains("no CRIU at /nowhere"), "{error}");
     check("criu", json!([99, 0, 0]), about("criu", "CRIU"), true);
     shop.workspace.assert_clean();
 }

@@ -109,6 +109,8 @@ impl Reads {
 
     fn add(&mut self, pid: HostPid, begin: Begin, path: &Path, file: Option<FileId>) {
         match self.resolve(pid, begin, path) {
+            // The record is of texts.
+            (Some((path, _)), _) if path.to_str().is_none() => self.miss(&path),
             (Some((path, identity)), _) => {
                 self.found.entry(path).or_insert((file, identity));
             }
@@ -235,6 +237,8 @@ fn source_of(path: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+
     use super::*;
 
     fn opened(path: &Path, inode: u64, is_written: bool) -> Opened {
@@ -297,14 +301,17 @@ mod tests {
         reads.opened(&in_folder(21, "c.conf", 8));
         reads.opened(&in_folder(21, "gone.conf", 9));
         reads.opened(&in_folder(99, "d.conf", 10));
+        let odd = folder.path().join(OsStr::from_bytes(b"odd-\xff"));
+        fs::write(&odd, "").unwrap();
+        reads.opened(&opened(&odd, 11, false));
         reads.executed(HostPid(1), Path::new("/bin/sh"), false);
         let read = reads.finish().unwrap();
-        assert_eq!(read.unrecorded, 3);
+        assert_eq!(read.unrecorded, 4);
         let recorded = read.record(&[]);
         let paths: Vec<&Path> = recorded.files.iter().map(|file| &*file.path).collect();
         let mut expected = vec![Path::new("/bin/sh"), &*compiled, &*a, &*source, &*below];
         expected.sort();
-        assert_eq!((paths, recorded.unrecorded), (expected, 3));
+        assert_eq!((paths, recorded.unrecorded), (expected, 4));
         assert!(recorded.files.iter().all(|file| file.blake3.is_some()));
     }
 

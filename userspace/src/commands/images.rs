@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::open_store;
 use crate::{
     cli,
-    criu::Program,
+    criu::{Program, ProgramError},
     error::{Error, ExitCode},
     fit::{Check, Depth, Finding, Here, Severity},
     report::Report,
@@ -35,8 +35,11 @@ pub fn verify(global: &cli::Global, arguments: &cli::Verify, report: &Report) ->
         (false, Some(wanted)) => vec![store.locate(wanted)?],
         (false, None) => vec![store.find(None)?.digest],
     };
-    let criu = Program::find(global.criu.as_deref());
-    let criu = criu.ok().and_then(|criu| criu.version().ok());
+    let criu = match Program::find(global.criu.as_deref()) {
+        Ok(criu) => criu.version().ok(),
+        Err(ProgramError::Missing) => None,
+        Err(error) => return Err(error.into()),
+    };
     let here = Here::read(criu).map_err(RestoreError::Host)?;
     let mut worst = Verdict::Good;
     for digest in digests {
