@@ -9,6 +9,7 @@ mod checkpoint;
 mod documents;
 mod errors;
 mod exports;
+mod fit;
 mod gate;
 mod hard;
 mod hooks;

@@ -36,6 +36,9 @@ static OFFSETS: KernelOffsets = KernelOffsets {
     inode_ino: 0,
     inode_sb: 0,
     sb_dev: 0,
+    task_fs: 0,
+    fs_pwd_dentry: 0,
+    dentry_inode: 0,
     folio_flags: 0,
     folio_flags_1: 0,
     folio_mapping: 0,
@@ -129,6 +132,15 @@ fn identity_of_inode(inode: u64) -> Option<Identity> {
 
 pub fn identity_of(file: u64) -> Option<Identity> {
     identity_of_inode(read(file, offset!(file_inode))?)
+}
+
+/// The working directory of the current task.
+pub fn working_folder() -> Option<Identity> {
+    // SAFETY: takes no arguments and returns the current task.
+    let task = unsafe { bpf_get_current_task_btf() };
+    let fs: u64 = read_known(task as u64, offset!(task_fs));
+    let dentry: u64 = read(fs, offset!(fs_pwd_dentry))?;
+    identity_of_inode(read(dentry, offset!(dentry_inode))?)
 }
 
 /// The file of a `struct address_space`.
@@ -420,6 +432,25 @@ impl Registers {
         #[cfg(bpf_target_arch = "aarch64")]
         const OFFSETS: [u32; 3] = [0, 8, 16];
         read_known(self.0, OFFSETS[index])
+    }
+
+    /// The number of the system call, at its exit too.
+    pub fn number(self) -> i64 {
+        // `orig_ax` of arch/x86/include/asm/ptrace.h.
+        #[cfg(bpf_target_arch = "x86_64")]
+        return read_known(self.0, 120);
+        // `syscallno` of arch/arm64/include/asm/ptrace.h.
+        #[cfg(bpf_target_arch = "aarch64")]
+        return read_known::<i32>(self.0, 280).into();
+    }
+
+    /// The first argument at the exit of the call, when the result may be in its register.
+    pub fn first_argument_at_exit(self) -> u64 {
+        #[cfg(bpf_target_arch = "x86_64")]
+        return self.argument(0);
+        // `orig_x0` of arch/arm64/include/asm/ptrace.h.
+        #[cfg(bpf_target_arch = "aarch64")]
+        return read_known(self.0, 272);
     }
 }
 

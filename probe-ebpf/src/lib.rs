@@ -128,6 +128,9 @@ pub struct KernelOffsets {
     pub inode_ino: u32,
     pub inode_sb: u32,
     pub sb_dev: u32,
+    pub task_fs: u32,
+    pub fs_pwd_dentry: u32,
+    pub dentry_inode: u32,
     pub folio_flags: u32,
     pub folio_flags_1: u32,
     pub folio_mapping: u32,
@@ -137,7 +140,7 @@ pub struct KernelOffsets {
 }
 
 /// The members behind [`KernelOffsets`], in its order: structure, then the path of the member.
-pub const KERNEL_MEMBERS: [(&str, &str); 31] = [
+pub const KERNEL_MEMBERS: [(&str, &str); 34] = [
     ("task_struct", "tgid"),
     ("task_struct", "files"),
     ("task_struct", "signal"),
@@ -163,6 +166,9 @@ pub const KERNEL_MEMBERS: [(&str, &str); 31] = [
     ("inode", "i_ino"),
     ("inode", "i_sb"),
     ("super_block", "s_dev"),
+    ("task_struct", "fs"),
+    ("fs_struct", "pwd.dentry"),
+    ("dentry", "d_inode"),
     ("folio", "flags"),
     ("folio", "_flags_1"),
     ("folio", "mapping"),
@@ -173,9 +179,43 @@ pub const KERNEL_MEMBERS: [(&str, &str); 31] = [
 
 /// How many of them the probe needs if it does not record a profile: older kernels lack some of the
 /// others.
-pub const MEMBERS_WITHOUT_PROFILE: usize = 21;
+pub const MEMBERS_WITHOUT_PROFILE: usize = 28;
 
 const _: () = assert!(size_of::<KernelOffsets>() == 4 * KERNEL_MEMBERS.len());
+
+/// A followed process opened a regular file or a folder, for the first time to read or to write.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Opened {
+    /// Which file it is. The device is as the kernel has it (`MKDEV`).
+    pub inode: u64,
+    pub device: u32,
+    /// Process id (thread group) in the initial pid namespace.
+    pub tgid: u32,
+    /// The descriptor of the folder that a relative path begins at, or [`AT_FDCWD`], and which
+    /// folder that is.
+    pub folder: i32,
+    pub folder_device: u32,
+    pub folder_inode: u64,
+    /// Bits of `OPENED_*`.
+    pub flags: u32,
+    /// Bytes used in `path`.
+    pub path_len: u32,
+    /// The path as the process gave it.
+    pub path: [u8; trace::NAME_LEN],
+}
+
+const _: () = assert!(size_of::<Opened>() == 40 + trace::NAME_LEN);
+
+/// Of openat(2): relative paths begin at the working directory.
+pub const AT_FDCWD: i32 = -100;
+
+/// It can be written to.
+pub const OPENED_TO_WRITE: u32 = 1;
+/// `path` was cut short.
+pub const OPENED_CUT: u32 = 2;
+/// It is a folder.
+pub const OPENED_FOLDER: u32 = 4;
 
 /// The system calls on memory that a guard is notified of, and that must not fail when a signal
 /// interrupts them while they wait for it: process_madvise(2), madvise(2), mlock(2), mlock2(2),

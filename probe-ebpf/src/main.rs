@@ -15,6 +15,8 @@ fn main() {}
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
+mod opens;
+#[cfg(target_arch = "bpf")]
 mod profile;
 #[cfg(target_arch = "bpf")]
 mod programs;

@@ -1,6 +1,10 @@
 //! Facts about this host, read where they stand; what they mean is decided elsewhere.
 
-use std::{fs, io, time::Duration};
+use std::{
+    fs,
+    io::{self, Read as _},
+    time::Duration,
+};
 
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
@@ -33,10 +37,45 @@ impl Host {
             kernel: name.release().to_string_lossy().into_owned(),
             architecture: name.machine().to_string_lossy().into_owned(),
             page_size: rustix::param::page_size(),
-            cpu_features: cpu_features(&fs::read_to_string("/proc/cpuinfo")?),
+            cpu_features: cpu_features(&first_processor()?),
             boot_id: boot_id()?,
         })
     }
+}
+
+/// What else of its host a server may have made something of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surroundings {
+    pub hostname: String,
+    /// Processors that a process may run on.
+    pub processors: usize,
+    pub memory_bytes: u64,
+}
+
+impl Surroundings {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// If the kernel does not tell the processors.
+    pub fn read() -> io::Result<Self> {
+        let memory = rustix::system::sysinfo();
+        let processors = rustix::thread::sched_getaffinity(None)?.count();
+        Ok(Self {
+            hostname: rustix::system::uname().nodename().to_string_lossy().into(),
+            processors: processors as usize,
+            memory_bytes: memory.totalram.saturating_mul(memory.mem_unit.into()),
+        })
+    }
+}
+
+/// The beginning of /proc/cpuinfo, which has the first processor: with many of them, all of it takes
+/// the kernel milliseconds.
+fn first_processor() -> io::Result<String> {
+    const ENOUGH: u64 = 8 << 10;
+    let mut bytes = Vec::new();
+    let file = fs::File::open("/proc/cpuinfo")?;
+    file.take(ENOUGH).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Identifies this boot.

@@ -22,6 +22,7 @@ pub mod restore;
 pub mod carry;
 pub mod criu;
 pub mod edit;
+pub mod fit;
 pub mod freeze;
 pub mod hook;
 pub mod instance;
@@ -38,6 +39,7 @@ pub mod report;
 pub mod requirements;
 
 pub mod aside;
+mod build_id;
 pub mod cgroup;
 pub mod client;
 pub mod guard;

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::map, maps::RingBuf};
 use probe_ebpf::trace::{AnswerSpan, NamedSpan, SPAN_CUT, Span, Thread};
 
 use super::{calls::leave, state::count_lost};
-use crate::kernel::read_user_text;
+use crate::{kernel::read_user_text, opens::wake_up_for};
 
 /// What is over; user space sets the size.
 #[map]
@@ -89,19 +89,7 @@ pub fn tell_answer(span: Span, thread: &mut Thread, address: u64, len: u64) {
     entry.submit(wake_up());
 }
 
-/// How a span is handed over: user space is woken each time that so many bytes have been written, as a
-/// wake-up is an interrupt, which takes longer than the call that was told of, and as what it does then takes
-/// a processor from the server. More than once at times, as others write too.
+/// How a span is handed over.
 pub fn wake_up() -> u64 {
-    const NO_WAKEUP: u64 = 1;
-    const FORCE_WAKEUP: u64 = 2;
-    /// `BPF_RB_PROD_POS`
-    const WRITTEN: u64 = 3;
-    const EVERY: u64 = 1 << 24;
-    const LONGEST: u64 = size_of::<AnswerSpan>() as u64 + 64;
-    if SPANS.query(WRITTEN) & (EVERY - 1) < LONGEST {
-        FORCE_WAKEUP
-    } else {
-        NO_WAKEUP
-    }
+    wake_up_for(&SPANS, 1 << 24)
 }

@@ -145,6 +145,10 @@ pub async fn checkpoint(
         },
         after_restore: image.map_or_else(Vec::new, |image| image.manifest.after_restore.clone()),
         outputs: wanted.outputs,
+        read: match image {
+            Some(image) => dump::FilesRead::OfOrigin(image.read_files()?),
+            None => dump::FilesRead::OfOrigin(None),
+        },
     };
     let members: Vec<HostPid> = tree.members.iter().map(|member| member.host).collect();
     let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;

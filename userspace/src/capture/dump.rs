@@ -3,23 +3,27 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    path::Path,
     time::{Duration, Instant, SystemTime},
 };
 
 use rustix::thread::CapabilitySet;
 
-use super::CaptureError;
+use super::{CaptureError, reads::Read};
 use crate::{
     carry,
     criu::{self, AfterDump, CriuError, TcpConnections, User, Version, kerndat::Kerndat},
-    edit,
+    edit::{self, EditError, Use},
+    fit::{self, Seen},
     freeze::FrozenTree,
-    host::{self, Host},
+    host::{self, Host, Surroundings},
     listener::{self, Listener},
     lock::{self, FileLock},
     obstacle,
     spawn::Sandbox,
-    store::{self, Capture, CommandInfo, CriuInfo, Image, Manifest, Staging, Store},
+    store::{
+        self, Capture, CommandInfo, CriuInfo, Image, Manifest, ReadFiles, Role, Staging, Store,
+    },
     tree::Connection,
 };
 
@@ -52,6 +56,14 @@ pub struct Origin {
     pub after_restore: Vec<String>,
     /// As in [`Wanted`].
     pub outputs: [Option<String>; 2],
+    pub read: FilesRead,
+}
+
+/// What is known of the files that a tree has read.
+pub enum FilesRead {
+    Seen(Read),
+    /// As of the image that the tree was restored from, if it was.
+    OfOrigin(Option<ReadFiles>),
 }
 
 /// Dumps a tree.
@@ -122,6 +134,17 @@ pub fn keep(
         TcpConnections::Established => kept(&tree),
         TcpConnections::None | TcpConnections::Closed => vec![],
     };
+    let begun = Instant::now();
+    let dependencies = fit::identify(held(&images)?);
+    match origin.read {
+        FilesRead::Seen(read) => read.record(&dependencies).write(&staging)?,
+        FilesRead::OfOrigin(Some(read)) => read.write(&staging)?,
+        FilesRead::OfOrigin(None) => {}
+    }
+    tracing::debug!(
+        "files outside of the image recorded in {:?}",
+        begun.elapsed()
+    );
     let manifest = Manifest {
         schema: store::SCHEMA,
         created_ms: store::now_ms(),
@@ -147,10 +170,22 @@ pub fn keep(
             connections,
             foreign_session: tree.foreign_session,
         },
-        dependencies: store::dependencies(edit::files(&images)?),
+        surroundings: Some(Surroundings::read().map_err(CaptureError::Host)?),
+        dependencies,
         files: vec![],
     };
     Ok(store.commit(staging, manifest, name)?)
+}
+
+/// The files that processes hold.
+fn held(images: &Path) -> Result<Vec<Seen>, EditError> {
+    let role = |of| match of {
+        Use::Open => Role::Open,
+        Use::Mapped => Role::Mapped,
+        Use::Written => Role::Written,
+    };
+    let uses = edit::uses(images)?.into_iter();
+    Ok(uses.map(|(path, of)| Seen::now(path, role(of))).collect())
 }
 
 /// What becomes of the TCP connections of a tree. Those of clients are never a hindrance: they are

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 mod dump;
+mod reads;
 pub(crate) mod start_up;
 mod warm;
 
@@ -36,7 +37,7 @@ use crate::{
 use rustix::process::Signal;
 
 pub(crate) use self::dump::keep_log;
-use self::start_up::StartUp;
+use self::{reads::Reads, start_up::StartUp};
 
 /// How long init may take to tell that the server has ended.
 const EXIT_LIMIT: Duration = Duration::from_secs(1);
@@ -332,11 +333,12 @@ impl<'a> Attempt<'a> {
                 (watch, Some(Recorder::new(recording, frequency)))
             }
         };
+        let mut reads = Reads::new(watch.opens()?, &options.command.working_directory);
         let mut start_up = StartUp::new(options);
         start_up
             .run(
                 sandbox,
-                &mut watch,
+                (&mut watch, Some(&mut reads)),
                 output,
                 recorder.as_mut(),
                 &mut progress,
@@ -354,8 +356,8 @@ impl<'a> Attempt<'a> {
         let profile = profile.transpose()?;
         let dropped_events = watch.dropped()?;
         let (tree, freeze_time) = if options.runs_on() {
-            // The events to come would be those of the requests.
-            drop(watch);
+            // The events to come would be those of the requests; files are still read.
+            watch.look_away()?;
             let steps = (&mut *sandbox, &mut *output, &mut start_up);
             let asked = warm::warm_up(steps, options, &mut progress).await?;
             progress(Progress::Freezing);
@@ -373,10 +375,11 @@ impl<'a> Attempt<'a> {
             start_up.mark("freeze");
             let begun = Instant::now();
             let tree = freeze::freeze(Top::Init(sandbox.init()), start_up.stopped).await?;
-            // Detached before CRIU works in the tree: what it does there is not the server's doing.
-            drop(watch);
             (tree, begun.elapsed())
         };
+        let read = reads.finish()?;
+        // Detached before CRIU works in the tree: what it does there is not the server's doing.
+        drop(watch);
         progress(Progress::Dumping {
             processes: tree.members.len(),
         });
@@ -420,6 +423,7 @@ impl<'a> Attempt<'a> {
             },
             after_restore: after_restore.collect(),
             outputs: wanted.outputs,
+            read: dump::FilesRead::Seen(read),
         };
         let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;
         Ok(Made {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{CaptureError, NotReached, Options, Progress};
+use super::{CaptureError, NotReached, Options, Progress, reads::Reads};
 use crate::{
     criu::kerndat::Kerndat,
     freeze::{FreezeError, FrozenTree},
@@ -106,7 +106,7 @@ impl<'a> StartUp<'a> {
     pub async fn run(
         &mut self,
         sandbox: &mut Sandbox,
-        watch: &mut Watch,
+        (watch, mut reads): (&mut Watch, Option<&mut Reads>),
         output: &mut Output,
         mut recorder: Option<&mut Recorder>,
         progress: &mut impl FnMut(Progress),
@@ -130,12 +130,21 @@ impl<'a> StartUp<'a> {
                     if let Some(recorder) = &mut recorder {
                         recorder.event(&event);
                     }
+                    if let (What::Exec { path }, Some(reads)) = (&event.what, &mut reads) {
+                        reads.executed(event.pid, path, event.truncated);
+                    }
                     if self.take(event, progress) {
                         return Ok(());
                     }
                     // A server that never rests must not keep the others from their turn.
                     tokio::task::yield_now().await;
                 }
+                read = async {
+                    match &mut reads {
+                        Some(reads) => reads.turn().await,
+                        None => std::future::pending().await,
+                    }
+                } => read?,
                 recorded = async {
                     match &mut recorder {
                         Some(recorder) => recorder.turn().await,

@@ -23,6 +23,7 @@ use crate::{
     cgroup::{Cpus, Limits, Memory, Request},
     criu::TcpConnections,
     error::Error,
+    fit::Allow,
     hook::{Hook, Variable},
     listener::{Publish, Wanted},
     network::Network,
@@ -112,11 +113,20 @@ pub enum Command {
     Images,
     /// Show what an image holds
     Inspect(Inspect),
-    /// Check that images are still what was captured
+    /// Check that images are still what was captured, fit this host, and are not stale
     ///
-    /// Compares each file with the digest that was made when it was stored. A restore refuses an
-    /// image whose files have been replaced, be it by the same, as when the store has been copied:
-    /// if its content is still what was captured, it can be restored again from then on.
+    /// Compares each file with the digest that was made when it was stored, and reads CRIU's images
+    /// to their ends. A restore refuses an image whose files have been replaced, be it by the same, as
+    /// when the store has been copied: if its content is still what was captured, it can be restored
+    /// again from then on.
+    ///
+    /// Compares the image with this host: what can break a restored server, which a restore refuses
+    /// (processor, kernel, CRIU, executables and libraries), and what the server may go on with although
+    /// it is no longer so, of which a restore warns (files that it read, environment, name of the host,
+    /// processors, memory).
+    ///
+    /// Exits with 108 if an image is damaged, else with 113 if one can break, else with 118 if one may be
+    /// stale.
     Verify(Verify),
     /// Show what differs between two images
     ///
@@ -375,6 +385,13 @@ pub struct Restore {
     #[arg(long, value_name = "N", default_value = "1", requires = "detach")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub count: u32,
+    /// Restore it although these findings of `verify` are told of it, and do not warn of them; all
+    /// stands for all that can be allowed
+    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    pub allow: Vec<Allow>,
+    /// Refuse an image that may be stale, instead of a warning
+    #[arg(long)]
+    pub strict: bool,
     #[command(flatten)]
     pub group: Group,
     /// Tell where the time went, from the start of warmimg to the first byte of an answer: the

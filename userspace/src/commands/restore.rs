@@ -1,6 +1,6 @@
 //! `warmimg restore`
 
-use std::time::Instant;
+use std::{mem, time::Instant};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -10,11 +10,13 @@ use super::{
 };
 use crate::{
     cli, client,
+    criu::Program,
     error::Error,
+    fit::{Allowed, Finding},
     network::Network,
     report::{FirstByte, NoByte, Report},
     restore::{self, RestoreError, Restored},
-    store::Image,
+    store::{Image, Store},
     target::Target,
 };
 
@@ -43,7 +45,9 @@ pub async fn run(
         variables: arguments.env.clone(),
         hook_limit: arguments.hook_timeout,
         group: arguments.group.request(),
-        timed_since: None,
+        allowed: arguments.allow.iter().copied().collect(),
+        strict: arguments.strict,
+        ..restore::Options::default()
     };
     let mut signals = Signals::catch()?;
     let bring_back = async |number: u32| {
@@ -67,10 +71,16 @@ pub async fn run(
         copies = copies => copies?,
         () = signals.overdue() => return Err(RestoreError::Interrupted.into()),
     };
+    // None of the servers waits for this.
+    let mut stale = match arguments.strict {
+        true => vec![],
+        false => stale(&store, &criu, &image, &options.allowed),
+    };
     if arguments.detach {
         copies.sort_by_key(|(copy, _)| copy.record.started_ms);
         for (copy, first_byte) in copies {
-            report.restored(&copy, first_byte.as_ref())?;
+            // Told once of all copies.
+            report.restored(&copy, &mem::take(&mut stale), first_byte.as_ref())?;
             copy.detach().await?;
         }
         return Ok(0);
@@ -78,7 +88,7 @@ pub async fn run(
     let Some((mut restored, first_byte)) = copies.pop() else {
         return Ok(0);
     };
-    report.restored(&restored, first_byte.as_ref())?;
+    report.restored(&restored, &stale, first_byte.as_ref())?;
     if let Some(path) = &arguments.timings_file
         && let Err(error) = restored.timings.parts.store(path, begun)
     {
@@ -91,6 +101,14 @@ pub async fn run(
     )
     .await?;
     Ok(code)
+}
+
+/// What a server that is back may go on with. It goes on whatever becomes of this.
+fn stale(store: &Store, criu: &Program, image: &Image, allowed: &Allowed) -> Vec<Finding> {
+    restore::stale(store, criu, image, allowed).unwrap_or_else(|error| {
+        tracing::warn!("whether the image is stale is not known: {error}");
+        vec![]
+    })
 }
 
 /// Asks a restored server once.

@@ -10,11 +10,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Program;
+use super::{Program, ProgramError, Version};
 use crate::{host, tree::HostPid};
 
 /// The name that CRIU gives the file.
 const FILE: &str = "criu.kdat";
+
+/// The file with the version.
+const VERSION: &str = "version.json";
 
 /// The cache for one boot, kernel and CRIU.
 #[derive(Clone, Debug)]
@@ -51,6 +54,26 @@ impl Kerndat {
     /// Whether there is something to use.
     pub fn is_filled(&self) -> bool {
         self.folder.join(FILE).is_file()
+    }
+
+    /// The version of the CRIU that this is the cache of. To ask it takes as long as to start it.
+    ///
+    /// # Errors
+    /// [`ProgramError::Run`] or [`ProgramError::NoVersion`].
+    pub fn version(&self, criu: &Program) -> Result<Version, ProgramError> {
+        let path = self.folder.join(VERSION);
+        let known = fs::read(&path).ok();
+        if let Some(version) = known.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            return Ok(version);
+        }
+        let version = criu.version()?;
+        let bytes = serde_json::to_vec(&version).unwrap_or_default();
+        let aside = self
+            .folder
+            .join(format!("{VERSION}.{}", std::process::id()));
+        // Only a cache: without it, the next asks again.
+        let _ = fs::write(&aside, bytes).and_then(|()| fs::rename(aside, path));
+        Ok(version)
     }
 
     /// Copies what CRIU wrote to the tmpfs in the mount namespace of `init`.
@@ -99,6 +122,17 @@ mod tests {
         assert!(!a.is_filled());
         fs::write(a.folder().join(FILE), "x").unwrap();
         assert!(a.is_filled());
+        assert!(
+            a.version(&Program {
+                path: "/bin/true".into()
+            })
+            .is_err()
+        );
+        fs::write(a.folder().join(VERSION), "[4,2,1]").unwrap();
+        let version = a.version(&Program {
+            path: "/bin/true".into(),
+        });
+        assert_eq!(version.unwrap(), Version(4, 2, 1));
         a.remove_others();
         assert!(!b.folder().exists());
     }

@@ -9,9 +9,9 @@ use std::{
 use super::wire::Message;
 
 /// Begins every image of this kind.
-const COMMON_MAGIC: u32 = 0x5456_4319;
+pub(super) const COMMON_MAGIC: u32 = 0x5456_4319;
 /// Begins statistics.
-const SERVICE_MAGIC: u32 = 0x5510_5940;
+pub(super) const SERVICE_MAGIC: u32 = 0x5510_5940;
 
 /// The images that are read or edited here, by their own magic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,7 @@ pub enum Kind {
     Core = 0x5505_3847,
     Mm = 0x5749_2820,
     Pagemap = 0x5608_4025,
+    RemapFpath = 0x5913_3954,
     Seccomp = 0x6441_3049,
     Stats = 0x5709_3306,
 }
@@ -44,7 +45,23 @@ pub struct Image {
     pub entries: Vec<Message>,
 }
 
+/// A number in an image.
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
 impl Image {
+    /// An image to be written.
+    #[cfg(test)]
+    pub fn new(path: PathBuf, kind: Kind, entries: Vec<Message>) -> Self {
+        let magic = [COMMON_MAGIC, kind as u32];
+        Self {
+            path,
+            head: magic.into_iter().flat_map(u32::to_le_bytes).collect(),
+            entries,
+        }
+    }
+
     /// Reads an image of a kind.
     ///
     /// # Errors
@@ -61,21 +78,18 @@ impl Image {
     }
 
     fn parse(path: &Path, kind: Kind, bytes: &[u8]) -> Result<Self, &'static str> {
-        let word = |at: usize| -> Option<u32> {
-            Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-        };
         let first = if kind == Kind::Stats {
             SERVICE_MAGIC
         } else {
             COMMON_MAGIC
         };
-        if word(0) != Some(first) || word(4) != Some(kind as u32) {
+        if word(bytes, 0) != Some(first) || word(bytes, 4) != Some(kind as u32) {
             return Err("unexpected magic number");
         }
         let mut at = 8;
         let mut entries = Vec::new();
         while at < bytes.len() {
-            let len = word(at).ok_or("a length is cut short")? as usize;
+            let len = word(bytes, at).ok_or("a length is cut short")? as usize;
             let body = bytes
                 .get(at + 4..at + 4 + len)
                 .ok_or("an entry is cut short")?;

@@ -11,6 +11,8 @@ mod pages;
 mod process;
 mod rewind;
 mod timers;
+mod uses;
+mod whole;
 pub(crate) mod wire;
 
 use std::{
@@ -28,6 +30,8 @@ pub use self::{
     pages::{Content, Mapping, ProcessPages, pages},
     process::Run,
     rewind::before_listen,
+    uses::{Use, accept_changes, uses},
+    whole::{Fault, parse_whole},
 };
 
 /// The image with the descriptions of open files.
@@ -45,6 +49,7 @@ mod file_entry {
 }
 
 mod mm_entry {
+    pub const EXE_FILE_ID: u32 = 12;
     pub const VMAS: u32 = 14;
 }
 
@@ -90,8 +95,14 @@ mod reg_file_entry {
     pub const NAME: u32 = 6;
     pub const SIZE: u32 = 8;
     pub const MODE: u32 = 10;
+    pub const BUILD_ID: u32 = 11;
     /// `checksum`, `checksum_config` and `checksum_parameter`.
     pub const CHECKSUM: [u32; 3] = [12, 13, 14];
+}
+
+mod remap_entry {
+    /// Of `remap_file_path_entry`.
+    pub const ORIG_ID: u32 = 1;
 }
 
 mod inet_sk_entry {
@@ -285,21 +296,6 @@ fn cores(images: &Path) -> Result<Vec<PathBuf>, EditError> {
         }
     }
     Ok(found)
-}
-
-/// The regular files that the images refer to by path: executables, libraries, logs.
-///
-/// # Errors
-/// See [`EditError`].
-pub fn files(images: &Path) -> Result<BTreeSet<PathBuf>, EditError> {
-    use std::os::unix::ffi::OsStringExt as _;
-    let image = Image::read(&images.join(FILES), Kind::Files)?;
-    let name = |entry: &wire::Message| -> Option<PathBuf> {
-        let file = wire::Message::parse(entry.bytes(file_entry::REG)?)?;
-        let name = file.bytes(reg_file_entry::NAME)?.to_vec();
-        Some(Path::new("/").join(std::ffi::OsString::from_vec(name)))
-    };
-    Ok(image.entries.iter().filter_map(name).collect())
 }
 
 /// Whether the server holds terminals: CRIU has a file for them only then.

@@ -53,7 +53,8 @@ pub enum ExitCode {
     UnsupportedTree = 111,
     /// No instance is called so, or it has ended; there is no such process.
     UnknownInstance = 112,
-    /// `doctor` found that capture and restore will not work; memory cannot be mapped here.
+    /// `doctor` found that capture and restore will not work; memory cannot be mapped here; an image
+    /// does not fit this host, or files that its processes hold are others.
     Unfit = 113,
     /// `bench`, `--at warm`, hooks: the server answered otherwise than expected.
     UnexpectedAnswer = 114,
@@ -67,6 +68,8 @@ pub enum ExitCode {
     ArchiveRefused = 118,
     /// A running instance uses the image.
     InUse = 119,
+    /// `verify`, `restore --strict`: an image may be stale.
+    Stale = 120,
     /// Interrupted by a signal.
     Interrupted = 130,
 }
@@ -165,7 +168,9 @@ impl Error {
                 RestoreError::Criu(error) => criu_code(error),
                 RestoreError::Cgroup(error) => cgroup_code(error),
                 RestoreError::Image { .. } => ExitCode::StoreUnusable,
-                RestoreError::Unmappable(_) => ExitCode::Unfit,
+                RestoreError::Unmappable(_) | RestoreError::Unfit { .. } => ExitCode::Unfit,
+                RestoreError::Stale { .. } => ExitCode::Stale,
+                RestoreError::Program(_) => ExitCode::NoCriu,
                 _ => ExitCode::Failure,
             },
             Self::Import { .. } | Self::NoProfile { .. } => ExitCode::Usage,

@@ -1,6 +1,6 @@
 //! What to try after a failure, and the lines to show with it.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use super::{Error, is_disk_full};
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     cgroup::{self, CgroupError},
     criu::{CriuError, ProgramError, UserError},
     edit::EditError,
+    fit::{Code, Finding},
     freeze::FreezeError,
     hook::HookError,
     instance::InstanceError,
@@ -92,6 +93,13 @@ impl Error {
             Self::Restore(RestoreError::NoListener { listeners, .. }) => {
                 let listeners: Vec<_> = listeners.iter().map(ToString::to_string).collect();
                 format!("the image listens on: {}", listeners.join(", "))
+            }
+            Self::Restore(RestoreError::Program(error)) => program_hint(error),
+            Self::Restore(RestoreError::Unfit { findings, image }) => {
+                finding_hint(findings, image, "what does not fit")
+            }
+            Self::Restore(RestoreError::Stale { findings, image }) => {
+                finding_hint(findings, image, "what may be stale")
             }
             Self::Restore(RestoreError::Criu(error)) => criu_hint(error)?,
             Self::Restore(RestoreError::OutOfMemory(_)) => {
@@ -176,6 +184,9 @@ impl Error {
                 let connections = connections.iter().map(ToString::to_string);
                 vec![("Its connections", connections.collect())]
             }
+            Self::Restore(
+                RestoreError::Unfit { findings, .. } | RestoreError::Stale { findings, .. },
+            ) => vec![("What it means", meanings(findings))],
             Self::Capture(CaptureError::Criu(CriuError::Failed { lines, .. }))
             | Self::Restore(RestoreError::Criu(CriuError::Failed { lines, .. })) => {
                 vec![("Last lines of CRIU's log", lines.clone())]
@@ -185,6 +196,29 @@ impl Error {
         let is_worth = |(_, lines): &(&str, Vec<String>)| !lines.is_empty();
         lists.into_iter().filter(is_worth).collect()
     }
+}
+
+/// What each kind of finding means.
+fn meanings(findings: &[Finding]) -> Vec<String> {
+    let codes: BTreeSet<Code> = findings.iter().map(|finding| finding.code).collect();
+    let codes = codes.into_iter();
+    codes
+        .map(|code| format!("{code}: {}", code.meaning()))
+        .collect()
+}
+
+/// How to go on in spite of findings, if that is possible.
+fn finding_hint(findings: &[Finding], image: &str, what: &str) -> String {
+    let codes: BTreeSet<Code> = findings.iter().map(|finding| finding.code).collect();
+    let verify = format!("`warmimg verify {image}` tells {what}");
+    if let Some(code) = codes.iter().find(|code| !code.can_be_allowed()) {
+        return format!(
+            "{verify}; nothing helps against {code} but to capture again, or to undo it"
+        );
+    }
+    let codes: Vec<&str> = codes.into_iter().map(Code::name).collect();
+    let codes = codes.join(",");
+    format!("{verify}; capture again, or restore it all the same with --allow {codes}")
 }
 
 fn command_hint(error: &CommandError) -> Option<String> {

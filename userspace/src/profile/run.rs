@@ -49,7 +49,7 @@ pub async fn profile(
     let at_point = async {
         let reached = start_up.run(
             &mut sandbox,
-            &mut watch,
+            (&mut watch, None),
             &mut output,
             Some(&mut recorder),
             &mut progress,

@@ -1,5 +1,7 @@
 //! Images: listed, inspected, verified, removed, rehearsed.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -8,6 +10,7 @@ use super::{
 };
 use crate::{
     error::Error,
+    fit::{Code, Finding, Severity},
     store::{Damage, Digest, Image, Verification},
 };
 
@@ -74,10 +77,12 @@ impl Report {
             ),
         );
         out.row("CRIU", &manifest.criu.version.to_string());
-        out.row(
-            "depends on",
-            &format!("{} files", manifest.dependencies.len()),
-        );
+        let held = plural(manifest.dependencies.len() as u64, "file");
+        let read = match image.read_files()? {
+            None => "those that it read are not known".to_owned(),
+            Some(read) => format!("{} that it read", read.files.len()),
+        };
+        out.row("depends on", &format!("{held} that it holds, {read}"));
         out.add("");
         out.add("Time line, in milliseconds since the exec of the command:");
         for moment in &manifest.capture.time_line {
@@ -105,7 +110,16 @@ impl Report {
         out.print()
     }
 
-    pub fn verified(&self, verification: &Verification) -> Result<(), Error> {
+    /// `unrecorded` is how many files that were read could not be recorded, if there is a record.
+    ///
+    /// # Errors
+    /// [`Error::Output`].
+    pub fn verified(
+        &self,
+        verification: &Verification,
+        findings: &[Finding],
+        unrecorded: Option<u64>,
+    ) -> Result<(), Error> {
         let Verification {
             digest,
             names,
@@ -132,15 +146,32 @@ impl Report {
                     "faults": faults.iter().map(fault).collect::<Vec<_>>(),
                     "unknown": unknown,
                     "resealed": resealed,
+                    "findings": findings.iter().map(Finding::to_json).collect::<Vec<_>>(),
+                    "unrecorded": unrecorded,
                 }),
             );
         }
         let label = described(digest, names);
         let mut out = Lines::default();
+        let of = |severity| {
+            let findings = findings.iter();
+            findings.filter(move |finding| finding.code.severity() == severity)
+        };
+        let (breaking, stale) = (of(Severity::Breaks), of(Severity::Stale));
+        let verdict = match (
+            verification.is_whole(),
+            breaking.clone().count(),
+            stale.clone().count(),
+        ) {
+            (false, ..) => "DAMAGED",
+            (true, 1.., _) => "UNFIT",
+            (true, 0, 1..) => "STALE",
+            (true, 0, 0) => "ok",
+        };
         match verification.is_whole() {
-            false => out.add(&format!("DAMAGED  {label}")),
+            false => out.add(&format!("{verdict:<8} {label}")),
             true => out.add(&format!(
-                "ok       {label}: {}, {}",
+                "{verdict:<8} {label}: {}, {}",
                 plural(verification.files as u64, "file"),
                 Bytes(verification.bytes)
             )),
@@ -150,6 +181,22 @@ impl Report {
         }
         for path in unknown {
             out.add(&format!("         warning: {path} is not part of it"));
+        }
+        for (title, findings) in [("breaks", breaking), ("stale", stale)] {
+            let findings: Vec<_> = findings.collect();
+            for finding in &findings {
+                out.add(&format!("         {title}: {finding}"));
+            }
+            let codes: BTreeSet<Code> = findings.iter().map(|finding| finding.code).collect();
+            for code in codes {
+                out.add(&format!("         {code} means: {}", code.meaning()));
+            }
+        }
+        if let Some(count @ 1..) = unrecorded {
+            let files = plural(count, "file");
+            out.add(&format!(
+                "         warning: {files} that it read could not be recorded"
+            ));
         }
         if *resealed {
             out.add("         restores expect these very files from now on");

@@ -141,6 +141,10 @@ impl Report {
                 ),
             );
         }
+        if let Some(count @ 1..) = image.read_files()?.map(|read| read.unrecorded) {
+            let text = format!("{} that it read", plural(count, "file"));
+            out.row("not recorded", &text);
+        }
         out.add("");
         let is_found =
             store == Path::new(DEFAULT_STORE) || std::env::var_os(STORE_VARIABLE).is_some();

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     client::{AskError, FIRST_BYTE_LIMIT},
     error::Error,
+    fit::Finding,
     restore::{Pages, Parts, Restored},
 };
 
@@ -40,13 +41,14 @@ impl From<AskError> for NoByte {
 }
 
 impl Report {
-    /// `first_byte` is there if it is to be told where the time went.
+    /// `stale` is what the server may go on with although it is no longer so. `first_byte` is there if it is to be told where the time went.
     ///
     /// # Errors
     /// [`Error::Output`].
     pub fn restored(
         &self,
         restored: &Restored,
+        stale: &[Finding],
         first_byte: Option<&FirstByte>,
     ) -> Result<(), Error> {
         let (record, timings) = (&restored.record, &restored.timings);
@@ -64,6 +66,7 @@ impl Report {
                 "criu_restore_us": timings.criu_restore.map(us),
                 "mapped_bytes": record.mapped_bytes,
                 "copied_because": restored.memory.copied_because.as_ref().map(ToString::to_string),
+                "stale": stale.iter().map(Finding::to_json).collect::<Vec<_>>(),
             });
             if let Some(first_byte) = first_byte {
                 object["timings"] = json!(timings.parts);
@@ -91,6 +94,7 @@ impl Report {
                 "Its memory was copied and is not shared: {reason}"
             ));
         }
+        add_stale(&mut out, stale);
         if !record.detached {
             // Standard output is the server's.
             eprint!("{}", out.0);
@@ -98,6 +102,22 @@ impl Report {
         }
         out.print()
     }
+}
+
+/// Some of what may be stale, if there is any.
+fn add_stale(out: &mut Lines, findings: &[Finding]) {
+    const SHOWN: usize = 3;
+    if findings.is_empty() {
+        return;
+    }
+    out.add("Warning: the image may be stale");
+    for finding in findings.iter().take(SHOWN) {
+        out.add(&format!("  {finding}"));
+    }
+    if let Some(more @ 1..) = findings.len().checked_sub(SHOWN) {
+        out.add(&format!("  and {more} more"));
+    }
+    out.add("`warmimg verify` tells what it means; to capture again helps");
 }
 
 fn add_parts(out: &mut Lines, parts: &Parts, first_byte: &FirstByte) {
@@ -152,6 +172,7 @@ mod tests {
             out.0,
             "  image                    1.234 ms\n  \
                checks                   0.000 ms\n  \
+               fit                      0.000 ms\n  \
                namespaces and init      0.000 ms\n  \
                CRIU restoring          20.000 ms\n  \
                record                   0.000 ms\n  \

@@ -2,6 +2,7 @@
 //! CRIU, and then a supervisor like any other.
 
 mod checks;
+mod fit;
 mod memory;
 mod timings;
 
@@ -12,14 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::memory::{MemoryMode, MemoryUse, Unmappable};
 use self::timings::Stopwatch;
 pub use self::timings::{Pages, Parts};
+pub use self::{
+    fit::stale,
+    memory::{MemoryMode, MemoryUse, Unmappable},
+};
 use crate::{
     capture::keep_log,
     cgroup::{self, CgroupError, Memory, Reservation},
-    criu::{self, CriuError, Program, RestoreRequest, kerndat::Kerndat},
+    criu::{self, CriuError, Program, ProgramError, RestoreRequest, kerndat::Kerndat},
     edit::{self, EditError},
+    fit::{Allowed, Code, Finding, Here},
     hook::{self, Hook, HookError, Variable},
     host::Clocks,
     instance::{Folder, InstanceError, Record},
@@ -118,10 +123,34 @@ pub enum RestoreError {
     Cgroup(#[from] CgroupError),
     #[error("the server does not fit into its limit of {0} of memory")]
     OutOfMemory(Memory),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("cannot read facts about this host")]
+    Host(#[source] io::Error),
+    #[error("the image does not fit: {}", first(.findings))]
+    Unfit {
+        findings: Vec<Finding>,
+        /// What the image is called.
+        image: String,
+    },
+    #[error("the image may be stale: {}", first(.findings))]
+    Stale {
+        findings: Vec<Finding>,
+        /// What the image is called.
+        image: String,
+    },
     #[error("the memory of the image cannot be mapped")]
     Unmappable(#[source] Unmappable),
     #[error("interrupted")]
     Interrupted,
+}
+
+fn first(findings: &[Finding]) -> String {
+    match findings {
+        [] => String::new(),
+        [only] => only.to_string(),
+        [first, others @ ..] => format!("{first} (and {} more)", others.len()),
+    }
 }
 
 /// How long a restore took.
@@ -182,6 +211,10 @@ pub struct Options {
     pub hook_limit: Duration,
     /// A control group of its own.
     pub group: Option<cgroup::Request>,
+    /// What to go on with although it is not as it was at the capture.
+    pub allowed: Allowed,
+    /// Refuse an image that may be stale.
+    pub strict: bool,
     /// It is to be known where the time goes, from this moment on.
     pub timed_since: Option<Instant>,
 }
@@ -216,7 +249,9 @@ pub async fn restore(
     };
     let folder = Folder::create(&store.instances(), image.label())?;
     // The stored image is read in place, unless something differs from it.
-    let differs = moves.iter().any(|(old, new)| old != new) || options.reuse_port;
+    let accepts_changes = options.allowed.contains(Code::UsedChanged);
+    let differs =
+        moves.iter().any(|(old, new)| old != new) || options.reuse_port || accepts_changes;
     let images = match differs {
         true => folder.images()?,
         false => stored.clone(),
@@ -292,7 +327,13 @@ pub async fn restore(
     if differs {
         edit::move_listeners(&stored, &images, &moves, options.reuse_port)?;
     }
+    if accepts_changes {
+        edit::accept_changes(&images)?;
+    }
     parts.checks_us = watch.lap();
+    let here = Here::read(Some(kerndat.version(criu)?)).map_err(RestoreError::Host)?;
+    fit::refuse(store, image, &here, options)?;
+    parts.fit_us = watch.lap();
 
     let request = RestoreRequest {
         inherited: [(&manifest.stdout, STDOUT), (&manifest.stderr, STDERR)]

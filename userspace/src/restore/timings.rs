@@ -21,6 +21,8 @@ pub struct Parts {
     pub image_us: u64,
     /// Whatever could be in the way; the instance's folder and group; the view of the image.
     pub checks_us: u64,
+    /// Whether the image fits this host and the files that its processes hold.
+    pub fit_us: u64,
     /// Making the namespaces, with init in them, and their network.
     pub namespaces_us: u64,
     /// From the order to start CRIU until its own clock starts, which is when it has read the
@@ -58,11 +60,12 @@ pub struct Pages {
 
 impl Parts {
     /// What each part is called, in order, with its time; the total is not among them.
-    pub fn rows(&self) -> [(&'static str, Option<u64>); 12] {
+    pub fn rows(&self) -> [(&'static str, Option<u64>); 13] {
         [
             ("start of warmimg", self.process_us),
             ("image", Some(self.image_us)),
             ("checks", Some(self.checks_us)),
+            ("fit", Some(self.fit_us)),
             ("namespaces and init", Some(self.namespaces_us)),
             ("CRIU start", self.criu_start_us),
             ("CRIU forking", self.criu_forking_us),

@@ -10,10 +10,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::Dependency;
 use crate::{
     criu::{TcpConnections, User, Version},
     edit::Mapped,
-    host::{Clocks, Host},
+    host::{Clocks, Host, Surroundings},
     listener::Listener,
     lock::FileLock,
     tree::{NsPid, ProcessInfo},
@@ -63,6 +64,9 @@ pub struct Manifest {
     pub clocks: Clocks,
     pub host: Host,
     pub criu: CriuInfo,
+    /// What is not told of the host, and what a server may have made something of.
+    #[serde(default)]
+    pub surroundings: Option<Surroundings>,
     /// Files outside the image that a restore opens.
     pub dependencies: Vec<Dependency>,
     /// The files of the image.
@@ -117,16 +121,6 @@ pub struct CriuInfo {
     /// The leader of the root's session was gone, as that of a daemon is: CRIU restores the root
     /// into the session of init.
     pub foreign_session: bool,
-}
-
-/// A file that must be there, and be the same, at a restore.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dependency {
-    pub path: PathBuf,
-    pub bytes: u64,
-    /// Modification time in nanoseconds since the Unix epoch.
-    pub modified_ns: i64,
-    pub inode: u64,
 }
 
 /// A file of the image: a regular one, or a link to one.

@@ -5,6 +5,8 @@
 //! images/DIGEST/seal.json       what identifies the files of the image to the file system
 //! images/DIGEST/criu/*.img      CRIU's images; the manifest has the digest of each file
 //! images/DIGEST/map/*.img       the same with mapped memory, see `edit::describe_mapped`
+//! images/DIGEST/fit/read.json   the files that were read before the freeze, see `outside`
+//! images/DIGEST/known.json      files that took the place of others with the same content
 //! names/NAME                    a digest
 //! staging/                      images being made, each locked by who makes it
 //! partial/DIGEST/               what has arrived of an image, see `Store::stage_resumable`
@@ -19,6 +21,7 @@
 mod accept;
 mod hold;
 mod manifest;
+mod outside;
 mod prune;
 mod seal;
 mod staging;
@@ -36,14 +39,13 @@ use crate::{
     working_set::Touched,
 };
 
-use self::seal::{Identity, SEAL, Seal, seal_files};
+use self::seal::{SEAL, Seal, seal_files};
 pub use self::{
     hold::{Claim, Hold},
-    manifest::{
-        Capture, CommandInfo, CriuInfo, Dependency, ImageFile, Manifest, Moment, SCHEMA, now_ms,
-    },
+    manifest::{Capture, CommandInfo, CriuInfo, ImageFile, Manifest, Moment, SCHEMA, now_ms},
+    outside::{Dependency, Known, ReadFiles, Role},
     prune::{Choice, Rules},
-    seal::Damage,
+    seal::{Damage, Identity, digest},
     staging::{Staging, is_free},
     verify::Verification,
 };
@@ -330,16 +332,12 @@ impl Store {
             return Err(StoreError::Unnamed(image.digest.clone()));
         };
         let staging = self.stage()?;
-        let (from, to) = (image.criu_folder(), staging.criu());
-        for entry in fs::read_dir(&from).map_err(read_error(&from))? {
-            let path = entry.map_err(read_error(&from))?.path();
-            let link = to.join(path.file_name().unwrap_or_default());
-            // Not every file system has links.
-            fs::hard_link(&path, &link)
-                .or_else(|_| fs::copy(&path, &link).map(drop))
-                .map_err(write_error(&link))?;
+        let criu = staging.criu();
+        link_all(&image.criu_folder(), &criu)?;
+        if let Some(read) = image.read_files()? {
+            read.write(&staging)?;
         }
-        let mapped = edit::describe_mapped(&to, &staging.map(), &touched.written)?;
+        let mapped = edit::describe_mapped(&criu, &staging.map(), &touched.written)?;
         let manifest = Manifest {
             mapped: Some(mapped),
             working_set: Some(touched.set.clone()),
@@ -463,7 +461,11 @@ impl Store {
         kept.canonicalize().ok()
     }
 
-    fn load(&self, digest: Digest) -> Result<Image, StoreError> {
+    /// Reads what an image is.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`], [`StoreError::BadManifest`] or [`StoreError::OtherSchema`].
+    pub fn load(&self, digest: Digest) -> Result<Image, StoreError> {
         let folder = self.folder_of(&digest);
         let path = folder.join(MANIFEST);
         let bytes = fs::read(&path).map_err(read_error(&path))?;
@@ -541,19 +543,17 @@ pub fn check_name(name: &str) -> Result<(), StoreError> {
     }
 }
 
-/// The identity of files that an image refers to; those that are not there now are left out.
-pub fn dependencies(paths: impl IntoIterator<Item = PathBuf>) -> Vec<Dependency> {
-    let identify = |path: PathBuf| {
-        let metadata = path.metadata().ok().filter(fs::Metadata::is_file)?;
-        let identity = Identity::of(&metadata);
-        Some(Dependency {
-            bytes: identity.bytes,
-            modified_ns: identity.modified_ns,
-            inode: identity.inode,
-            path,
-        })
-    };
-    paths.into_iter().filter_map(identify).collect()
+/// Makes all files of a folder files of another as well.
+fn link_all(from: &Path, to: &Path) -> Result<(), StoreError> {
+    for entry in fs::read_dir(from).map_err(read_error(from))? {
+        let path = entry.map_err(read_error(from))?.path();
+        let link = to.join(path.file_name().unwrap_or_default());
+        // Not every file system has links.
+        fs::hard_link(&path, &link)
+            .or_else(|_| fs::copy(&path, &link).map(drop))
+            .map_err(write_error(&link))?;
+    }
+    Ok(())
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
@@ -593,7 +593,7 @@ fn write_error(path: &Path) -> impl Fn(io::Error) -> StoreError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 #[cfg(test)]
 pub(crate) use self::tests::manifest as sample;

@@ -51,6 +51,9 @@ pub enum Damage {
     Invalid { reason: String },
     #[error("is not part of the image")]
     Unlisted,
+    /// Of CRIU's images.
+    #[error("is no image that CRIU could read: {what} (record {record})")]
+    Malformed { record: usize, what: &'static str },
 }
 
 impl Damage {
@@ -66,7 +69,7 @@ impl Damage {
 
 /// What tells a file from any other that takes its place, and from itself once it has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
+pub struct Identity {
     pub bytes: u64,
     /// Modification time in nanoseconds since the Unix epoch.
     pub modified_ns: i64,
@@ -203,7 +206,10 @@ pub(super) fn identify(path: &Path) -> Result<Identity, Damage> {
 }
 
 /// The BLAKE3 of a file, in hexadecimal.
-pub(super) fn digest(file: &File) -> io::Result<String> {
+///
+/// # Errors
+/// What reading says.
+pub fn digest(file: &File) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(file)?;
     Ok(hasher.finalize().to_hex().to_string())

@@ -101,6 +101,11 @@ impl Staging {
         self.image().join("map")
     }
 
+    /// For what is known of files outside of the image.
+    pub fn fit(&self) -> PathBuf {
+        self.image().join("fit")
+    }
+
     /// Where CRIU writes its log and statistics.
     pub fn work(&self) -> PathBuf {
         self.folder.join("work")

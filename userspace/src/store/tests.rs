@@ -47,12 +47,13 @@ pub(crate) fn manifest(created_ms: u64) -> Manifest {
             connections: criu::TcpConnections::None,
             foreign_session: false,
         },
+        surroundings: None,
         dependencies: vec![],
         files: vec![],
     }
 }
 
-fn add(store: &Store, name: &str, created_ms: u64) -> Image {
+pub(crate) fn add(store: &Store, name: &str, created_ms: u64) -> Image {
     let staging = store.stage().unwrap();
     fs::write(staging.criu().join("pages-1.img"), created_ms.to_string()).unwrap();
     store.commit(staging, manifest(created_ms), name).unwrap()
@@ -107,11 +108,11 @@ fn digests_cover_every_file() {
 /// An image of a file, and of another folder with a file and a link.
 fn add_linked(store: &Store) -> Image {
     let staging = store.stage().unwrap();
-    fs::write(staging.criu().join("core-300.img"), "core").unwrap();
+    fs::write(staging.criu().join("pages-300.img"), "core").unwrap();
     let map = staging.image().join("map");
     fs::create_dir(&map).unwrap();
-    fs::write(map.join("mm-300.img"), "mm").unwrap();
-    symlink("../criu/core-300.img", map.join("core-300.img")).unwrap();
+    fs::write(map.join("pages-301.img"), "mm").unwrap();
+    symlink("../criu/pages-300.img", map.join("pages-300.img")).unwrap();
     store.commit(staging, manifest(1), "linked").unwrap()
 }
 
@@ -135,9 +136,9 @@ fn all_folders_of_an_image_are_sealed_with_their_links() {
         .map(|file| (&*file.name, file.link.as_deref()))
         .collect();
     let expected = [
-        ("criu/core-300.img", None),
-        ("map/core-300.img", Some("../criu/core-300.img")),
-        ("map/mm-300.img", None),
+        ("criu/pages-300.img", None),
+        ("map/pages-300.img", Some("../criu/pages-300.img")),
+        ("map/pages-301.img", None),
     ];
     assert_eq!(files, expected);
     assert_eq!(store.find(Some("linked")).unwrap().manifest, image.manifest);
@@ -147,13 +148,13 @@ fn all_folders_of_an_image_are_sealed_with_their_links() {
     assert_eq!((verified.files, verified.bytes), (3, 6));
 
     // Another link, though it leads to the same; then a file.
-    let link = image.folder.join("map/core-300.img");
+    let link = image.folder.join("map/pages-300.img");
     let expected = Damage::Link {
-        expected: "../criu/core-300.img".to_owned(),
+        expected: "../criu/pages-300.img".to_owned(),
     };
     fs::remove_file(&link).unwrap();
-    symlink("../map/../criu/core-300.img", &link).unwrap();
-    let found = ("map/core-300.img".to_owned(), expected);
+    symlink("../map/../criu/pages-300.img", &link).unwrap();
+    let found = ("map/pages-300.img".to_owned(), expected);
     assert_eq!(damage(&image), found);
     fs::remove_file(&link).unwrap();
     fs::write(&link, "core").unwrap();
@@ -162,7 +163,7 @@ fn all_folders_of_an_image_are_sealed_with_their_links() {
     fs::remove_file(&link).unwrap();
     assert_eq!(
         damage(&image),
-        ("map/core-300.img".to_owned(), Damage::Missing)
+        ("map/pages-300.img".to_owned(), Damage::Missing)
     );
 }
 
@@ -172,7 +173,7 @@ fn what_cannot_be_part_of_an_image_is_not_stored() {
     let store = Store::open(folder.path()).unwrap();
     let refused = |make: &dyn Fn(&Path)| {
         let staging = store.stage().unwrap();
-        fs::write(staging.criu().join("core-300.img"), "core").unwrap();
+        fs::write(staging.criu().join("pages-300.img"), "core").unwrap();
         make(&staging.image());
         match store.commit(staging, manifest(1), "odd") {
             Err(StoreError::Unfit { path, reason }) => {
@@ -329,19 +330,19 @@ fn a_manifest_that_was_changed_is_found() {
     let path = image.folder.join(MANIFEST);
     let text = fs::read_to_string(&path).unwrap();
     // Here to a file of the image, to none, and out of it.
-    for target in ["../criu/core-300.img", "../criu/none.img", "../../outside"] {
-        let link = image.folder.join("map/core-300.img");
+    for target in ["../criu/pages-300.img", "../criu/none.img", "../../outside"] {
+        let link = image.folder.join("map/pages-300.img");
         fs::remove_file(&link).unwrap();
         symlink(target, &link).unwrap();
-        let changed = text.replace("\"../criu/core-300.img\"", &format!("\"{target}\""));
+        let changed = text.replace("\"../criu/pages-300.img\"", &format!("\"{target}\""));
         let changed = changed.replace("\"created_ms\": 1", "\"created_ms\": 2");
         fs::write(&path, changed).unwrap();
-        let of_link = |damage| ("map/core-300.img".to_owned(), damage);
+        let of_link = |damage| ("map/pages-300.img".to_owned(), damage);
         let outside = Damage::Outside {
             target: target.to_owned(),
         };
         let mut expected = vec![(MANIFEST.to_owned(), Damage::Content)];
-        if target != "../criu/core-300.img" {
+        if target != "../criu/pages-300.img" {
             expected.push(of_link(outside.clone()));
         }
         assert_eq!(store.verify(&image.digest).unwrap().faults, expected);

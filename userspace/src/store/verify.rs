@@ -7,10 +7,13 @@ use std::{
 };
 
 use super::{
-    Digest, ImageFile, MANIFEST, Manifest, Store, StoreError, parse_manifest,
+    Digest, ImageFile, MANIFEST, Manifest, Store, StoreError,
+    outside::KNOWN,
+    parse_manifest,
     seal::{self, Damage, Identity, SEAL, Seal},
     sync_folder, write_error,
 };
+use crate::edit;
 
 /// What a verification found.
 #[derive(Clone, Debug)]
@@ -79,10 +82,20 @@ impl Store {
             };
             note(&name, checked);
         }
+        for file in manifest.files.iter().filter(|file| file.link.is_none()) {
+            let name = file.path();
+            // What cannot be read has been told of.
+            if let Ok(Err(fault)) = edit::parse_whole(&folder.join(&*name)) {
+                let edit::Fault { record, what } = fault;
+                verification
+                    .faults
+                    .push((name.into_owned(), Damage::Malformed { record, what }));
+            }
+        }
         verification.files = manifest.files.len();
         verification.bytes = manifest.image_bytes();
         let names = manifest.files.iter().map(ImageFile::path);
-        let own = [MANIFEST.into(), SEAL.into()];
+        let own = [MANIFEST.into(), SEAL.into(), KNOWN.into()];
         let known: BTreeSet<PathBuf> = names.chain(own).map(|n| n.into_owned().into()).collect();
         let found = seal::walk(&folder)?.into_iter();
         let unknown = found.filter(|(path, kind)| !kind.is_dir() && !known.contains(path));

@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod interruptions;
+mod opens;
 pub mod recording;
 
 use std::{
@@ -23,7 +24,10 @@ use probe_ebpf as probe;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-pub use self::recording::Recording;
+pub use self::{
+    opens::{FileId, Opened, Opens},
+    recording::Recording,
+};
 use crate::{
     listener::{Listener, Wanted},
     sys,
@@ -40,8 +44,10 @@ const PROGRAMS: [(&str, &str); 4] = [
     ("process_fork", "sched_process_fork"),
     ("process_exec", "sched_process_exec"),
     ("process_exit", "sched_process_exit"),
-    ("tcp_state", "inet_sock_set_state"),
+    TCP_STATE,
 ];
+
+const TCP_STATE: (&str, &str) = ("tcp_state", "inet_sock_set_state");
 
 /// Another, whose place is taken by one that also records.
 const SYSTEM_CALL: (&str, &str) = ("system_call", "sys_enter");
@@ -172,6 +178,7 @@ pub enum What {
 /// The attached probe.
 pub struct Watch {
     ebpf: Ebpf,
+    btf: aya::Btf,
     events: AsyncFd<RingBuf<MapData>>,
     /// Absent when the probe was built without any log statement.
     log: Option<AsyncFd<EbpfLogger<&'static dyn log::Log>>>,
@@ -187,7 +194,7 @@ impl Watch {
         point: Option<CapturePoint>,
         listener: Option<&Wanted>,
     ) -> Result<Self, WatchError> {
-        Self::load(point, listener, false).map(|(watch, _)| watch)
+        Self::load(point, listener, false)
     }
 
     /// As [`Watch::attach`]; what goes on is recorded as well.
@@ -198,16 +205,40 @@ impl Watch {
         point: Option<CapturePoint>,
         listener: Option<&Wanted>,
     ) -> Result<(Self, Recording), WatchError> {
-        let (mut watch, btf) = Self::load(point, listener, true)?;
-        let recording = Recording::attach(&mut watch.ebpf, &btf)?;
+        let mut watch = Self::load(point, listener, true)?;
+        let recording = Recording::attach(&mut watch.ebpf, &watch.btf)?;
         Ok((watch, recording))
+    }
+
+    /// Tells from now on which files the tree opens, once.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn opens(&mut self) -> Result<Opens, WatchError> {
+        Opens::attach(&mut self.ebpf, &self.btf)
+    }
+
+    /// Goes on following the tree, without telling what it does with sockets.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn look_away(&mut self) -> Result<(), WatchError> {
+        let of_start_up = [TCP_STATE, SYSTEM_CALL].into_iter();
+        for (name, tracepoint) in of_start_up.chain(recording::PROGRAMS) {
+            let program = program(&mut self.ebpf, name, tracepoint)?;
+            match program.unload() {
+                Err(ProgramError::NotLoaded) => {}
+                unloaded => unloaded.map_err(refused(tracepoint))?,
+            }
+        }
+        Ok(())
     }
 
     fn load(
         point: Option<CapturePoint>,
         listener: Option<&Wanted>,
         records: bool,
-    ) -> Result<(Self, aya::Btf), WatchError> {
+    ) -> Result<Self, WatchError> {
         let data = fs::read(BTF_PATH).map_err(WatchError::NoBtf)?;
         let members = match records {
             true => probe::KERNEL_MEMBERS.len(),
@@ -243,7 +274,12 @@ impl Watch {
             .ok_or(WatchError::Incomplete("EVENTS"))?;
         let events = sys::readable(RingBuf::try_from(map)?).map_err(WatchError::Wait)?;
         drop(loader);
-        Ok((Self { ebpf, events, log }, btf))
+        Ok(Self {
+            ebpf,
+            btf,
+            events,
+            log,
+        })
     }
 
     /// Follows a process and all it will fork.
@@ -305,7 +341,8 @@ pub fn missing_tracepoints(records: bool) -> Result<Vec<String>, WatchError> {
     kernel_offsets(&data, members)?;
     let btf = btf::Btf::parse(&data)?;
     let recording = recording::PROGRAMS.iter().filter(|_| records);
-    let names = PROGRAMS.iter().chain([&SYSTEM_CALL]).chain(recording);
+    let names = PROGRAMS.iter().chain([&SYSTEM_CALL, &opens::PROGRAM]);
+    let names = names.chain(recording);
     Ok(names
         .map(|(_, tracepoint)| (*tracepoint).to_owned())
         .filter(|tracepoint| !btf.has_tracepoint(tracepoint))
@@ -368,17 +405,28 @@ fn attach(
     name: &'static str,
     tracepoint: &'static str,
 ) -> Result<(), WatchError> {
-    let refused = |source| WatchError::Program {
-        tracepoint,
-        source: Box::new(source),
-    };
-    let program = ebpf.program_mut(name).ok_or(WatchError::Incomplete(name))?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
+    let program = program(ebpf, name, tracepoint)?;
     program
         .load(tracepoint, btf)
         .and_then(|()| program.attach())
-        .map_err(refused)?;
+        .map_err(refused(tracepoint))?;
     Ok(())
+}
+
+fn program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    tracepoint: &'static str,
+) -> Result<&'a mut BtfTracePoint, WatchError> {
+    let program = ebpf.program_mut(name).ok_or(WatchError::Incomplete(name))?;
+    program.try_into().map_err(refused(tracepoint))
+}
+
+fn refused(tracepoint: &'static str) -> impl Fn(ProgramError) -> WatchError {
+    move |source| WatchError::Program {
+        tracepoint,
+        source: Box::new(source),
+    }
 }
 
 fn parse(bytes: &[u8]) -> Option<Event> {

@@ -13,6 +13,7 @@ use super::{
     files::{self, Contents},
     record::Mapping,
 };
+use crate::build_id;
 
 /// Larger sections are left alone: debug information that would take longer to read than it is worth.
 const LARGEST_SECTION: u64 = 256 << 20;
@@ -67,21 +68,7 @@ impl<'a> Opened<'a> {
     }
 
     fn build_id(&self) -> Option<String> {
-        let segments = self.header.program_headers(self.endian, self.data).ok()?;
-        let notes = segments
-            .iter()
-            .filter_map(|segment| segment.notes(self.endian, self.data).ok()?);
-        for mut notes in notes {
-            while let Ok(Some(note)) = notes.next() {
-                if note.name() == elf::ELF_NOTE_GNU
-                    && note.n_type(self.endian) == elf::NT_GNU_BUILD_ID
-                {
-                    let digits = note.desc().iter().map(|byte| format!("{byte:02x}"));
-                    return Some(digits.collect());
-                }
-            }
-        }
-        None
+        build_id::of(self.header, self.endian, self.data)
     }
 }
 
