@@ -22,7 +22,7 @@ const COMPILER: [&str; 7] = [
 ];
 
 /// The servers of the integration tests, and the tools the tests use.
-const SERVERS: [&str; 20] = [
+const SERVERS: [&str; 21] = [
     "nginx-light",
     "apache2",
     "libapache2-mod-php",

@@ -32,13 +32,13 @@ impl Origin {
             .step_by(3)
             .for_each(|page| pages[page * 4096] = page as u8 + 1);
         fs::write(staging.criu().join("pages-1.img"), &pages).unwrap();
-        fs::write(staging.criu().join("core-300.img"), "core").unwrap();
+        fs::write(staging.criu().join("pages-0.img"), "core").unwrap();
         fs::write(staging.criu().join("stats-dump"), "counted").unwrap();
         fs::create_dir(staging.map()).unwrap();
-        fs::write(staging.map().join("mm-300.img"), "mm").unwrap();
+        fs::write(staging.map().join("pages-302.img"), "mm").unwrap();
         // The same content twice is one blob.
-        fs::write(staging.map().join("empty.img"), "core").unwrap();
-        symlink("../criu/core-300.img", staging.map().join("core-300.img")).unwrap();
+        fs::write(staging.map().join("pages-301.img"), "core").unwrap();
+        symlink("../criu/pages-0.img", staging.map().join("pages-0.img")).unwrap();
         let image = store
             .commit(staging, sample(1_700_000_000_123), "web")
             .unwrap();
@@ -248,11 +248,11 @@ fn an_archive_is_an_oci_layout() {
         })
         .collect();
     let expected = [
-        "checkpoint/core-300.img",
+        "checkpoint/pages-0.img",
         "checkpoint/pages-1.img",
         "stats-dump",
-        "map/empty.img",
-        "map/mm-300.img",
+        "map/pages-301.img",
+        "map/pages-302.img",
     ];
     assert_eq!(titles, expected);
     assert_eq!(json("config.dump")["name"], "web");
@@ -337,7 +337,7 @@ fn a_name_is_not_taken_from_another_image() {
 #[test]
 fn a_damaged_image_is_not_exported() {
     let origin = Origin::new();
-    let path = origin.image.criu_folder().join("core-300.img");
+    let path = origin.image.criu_folder().join("pages-0.img");
     let times = path.metadata().unwrap().modified().unwrap();
     fs::write(&path, "Core").unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();

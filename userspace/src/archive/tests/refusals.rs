@@ -29,7 +29,7 @@ fn paths_links_and_devices_are_refused() {
             "leads out of the image",
         ),
         (
-            "./checkpoint/core-300.img",
+            "./checkpoint/pages-0.img",
             EntryType::Regular,
             "",
             "belongs to no image",
@@ -54,9 +54,9 @@ fn paths_links_and_devices_are_refused() {
             "is a link",
         ),
         (
-            "map/core-300.img",
+            "map/pages-0.img",
             EntryType::Symlink,
-            "../criu/core-300.img",
+            "../criu/pages-0.img",
             "is a link",
         ),
         ("checkpoint", EntryType::Symlink, "..", "is a link"),
@@ -69,7 +69,7 @@ fn paths_links_and_devices_are_refused() {
         (
             "checkpoint/new.img",
             EntryType::Link,
-            "checkpoint/core-300.img",
+            "checkpoint/pages-0.img",
             "is a link",
         ),
         (
@@ -81,7 +81,7 @@ fn paths_links_and_devices_are_refused() {
         (
             "blobs/sha256/00",
             EntryType::Link,
-            "checkpoint/core-300.img",
+            "checkpoint/pages-0.img",
             "has another content",
         ),
         (
@@ -178,7 +178,7 @@ fn sizes_that_lie_and_bombs_are_refused() {
             entries[at].1 = content.unwrap_or_else(|| entries[at].1.clone());
         })
     };
-    let core = "checkpoint/core-300.img";
+    let core = "checkpoint/pages-0.img";
     let is_long = "is 1099511627776 bytes long instead of 4";
     target.refuse(&resized(core, 1 << 40, None), is_long);
     target.refuse(
@@ -288,7 +288,7 @@ fn manifests_that_do_not_fit_are_refused() {
         refuse(&first(name), in_no_folder);
     }
     refuse(&first("criu/pages-1.img"), "it is listed twice");
-    refuse(&first("map/other.img"), "map/empty.img belongs to no image");
+    refuse(&first("map/other.img"), "map/pages-301.img belongs to no image");
     let link = |target: &'static str| {
         move |manifest: &mut crate::store::Manifest| {
             let mut links = manifest.files.iter_mut().filter(|file| file.link.is_some());
@@ -299,8 +299,8 @@ fn manifests_that_do_not_fit_are_refused() {
     for target in [
         "/etc/passwd",
         "../../x",
-        "core-300.img",
-        "../criu/../criu/core-300.img",
+        "pages-0.img",
+        "../criu/../criu/pages-0.img",
         "",
     ] {
         refuse(&link(target), leads_out);
@@ -308,7 +308,7 @@ fn manifests_that_do_not_fit_are_refused() {
     // Of the same size, another content.
     refuse(
         &|manifest| manifest.files[0].blake3 = "0".repeat(64),
-        "criu/core-300.img has another content than was stored",
+        "criu/pages-0.img has another content than was stored",
     );
     refuse(
         &|manifest| drop(manifest.files.remove(4)),
@@ -368,7 +368,7 @@ fn wrong_digests_are_refused() {
     );
     // A file that is another than the manifest says: its blob is, too.
     let other = origin.changed(|entries| {
-        let at = place(entries, "checkpoint/core-300.img");
+        let at = place(entries, "checkpoint/pages-0.img");
         entries[at].1 = b"Core".to_vec();
     });
     target.refuse(&other, "has another content than its digest");
