@@ -91,5 +91,5 @@ pub fn tell_answer(span: Span, thread: &mut Thread, address: u64, len: u64) {
 
 /// How a span is handed over.
 pub fn wake_up() -> u64 {
-    wake_up_for(&SPANS, 1 << 24)
+    wake_up_for(&SPANS, 1 << 25)
 }
