@@ -24,6 +24,7 @@ mod points;
 mod pools;
 mod profile;
 mod publish;
+mod run;
 mod servers;
 mod support;
 mod verify;

@@ -96,7 +96,12 @@ impl Output {
     pub async fn drained(&mut self) {
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
         let all = async {
-            for reader in &mut self.readers {
+            // One that has been waited for must not be again.
+            for reader in self
+                .readers
+                .iter_mut()
+                .filter(|reader| !reader.is_finished())
+            {
                 let _ = reader.await;
             }
         };

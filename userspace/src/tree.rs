@@ -140,6 +140,25 @@ pub fn signal(pid: HostPid, signal: rustix::process::Signal) {
     }
 }
 
+/// Sends a signal to what an init has started, if it is there.
+pub fn signal_root(init: HostPid, number: i32) {
+    if let (Some(&root), Some(named)) = (
+        children(init).first(),
+        rustix::process::Signal::from_named_raw(number),
+    ) {
+        signal(root, named);
+    }
+}
+
+/// Lets all that an init has below it go on.
+pub fn resume(init: HostPid) {
+    for pid in descendants(init) {
+        if pid != init {
+            signal(pid, rustix::process::Signal::CONT);
+        }
+    }
+}
+
 fn is_alive(pid: HostPid) -> bool {
     state(pid).is_some_and(|state| state != 'Z' && state != 'X') || is_headless(pid)
 }

@@ -65,6 +65,20 @@ pub async fn sandbox_without_images(command: &Command) -> Result<(Sandbox, Outpu
     sandbox(command, (c"".to_owned(), None), [nowhere.as_fd(); 2]).await
 }
 
+/// What it means that a command was not executed.
+pub fn exec_error(command: &Command, error: SpawnError) -> CaptureError {
+    match error {
+        SpawnError::Init {
+            step: Step::Exec,
+            source,
+        } => CaptureError::Exec {
+            command: command.words().first().cloned().unwrap_or_default(),
+            source,
+        },
+        other => CaptureError::Spawn(other),
+    }
+}
+
 /// The way of a command to its capture point.
 pub struct StartUp<'a> {
     options: &'a Options,
@@ -120,7 +134,8 @@ impl<'a> StartUp<'a> {
         if let Some(recorder) = &mut recorder {
             recorder.sample(root);
         }
-        sandbox.go().await.map_err(|error| self.exec_error(error))?;
+        let executed = sandbox.go().await;
+        executed.map_err(|error| exec_error(&self.options.command, error))?;
         let deadline = tokio::time::sleep(self.options.limit);
         tokio::pin!(deadline);
         loop {
@@ -205,19 +220,6 @@ impl<'a> StartUp<'a> {
             CapturePoint::Listen | CapturePoint::PreListen => "listened",
             CapturePoint::Accept => "called accept",
             CapturePoint::Fork => "listened and forked",
-        }
-    }
-
-    fn exec_error(&self, error: SpawnError) -> CaptureError {
-        match error {
-            SpawnError::Init {
-                step: Step::Exec,
-                source,
-            } => CaptureError::Exec {
-                command: self.command(),
-                source,
-            },
-            other => CaptureError::Spawn(other),
         }
     }
 

@@ -3,6 +3,7 @@
 mod bench;
 mod images;
 mod profile;
+mod run;
 
 use std::{
     ffi::OsString,
@@ -17,6 +18,7 @@ pub use self::{
     bench::Bench,
     images::{Diff, Export, Import, Inspect, Prune, Rm, Verify},
     profile::{Format, Profile, ProfileCommand, ProfileDiff},
+    run::Run,
 };
 use crate::{
     capture,
@@ -90,6 +92,14 @@ pub enum Command {
     /// In the foreground, the server's output streams, SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1
     /// and SIGUSR2 reach it, and its exit status becomes that of warmimg.
     Restore(Restore),
+    /// Restore a server if there is an image of it, or start it cold and make one
+    ///
+    /// For units and containers, in place of the server's own command: the server runs in the
+    /// foreground, signals reach it, and its exit status becomes that of warmimg. Whatever goes wrong
+    /// with its image, the server is started; standard error says why it was started cold. While its
+    /// image is made, right after the server is ready, it stands still for as long as `capture` tells.
+    #[command(after_long_help = run::AFTER_HELP)]
+    Run(Box<Run>),
     /// Find out what a restored server needs first, for faster restores
     ///
     /// The image is restored once, where nobody else asks it, and asked. The pages of memory that it

@@ -7,6 +7,7 @@ mod images;
 pub mod profile;
 mod progress;
 mod restored;
+mod run;
 mod units;
 
 use std::{
@@ -27,6 +28,7 @@ pub use self::{
     profile::{Folded, Form},
     progress::ProgressLine,
     restored::{FirstByte, NoByte},
+    run::ColdReason,
 };
 use crate::{
     bench::{choice::Reason, statistics::Estimate},

@@ -130,6 +130,32 @@ impl Command {
         })
     }
 
+    /// The same without these variables in its environment.
+    #[must_use]
+    pub fn without(mut self, names: &[&str]) -> Self {
+        let is_kept = |entry: &CString| {
+            let name = entry.to_bytes().split(|&byte| byte == b'=').next();
+            !names.iter().any(|of| name == Some(of.as_bytes()))
+        };
+        self.environment.retain(is_kept);
+        self
+    }
+
+    /// Executes the command in the place of this process. Returns only if that fails, with the step
+    /// that did.
+    pub fn replace_this(&self) -> (Step, io::Error) {
+        if let Some(user) = &self.user
+            && let Err(errno) = user.become_it()
+        {
+            return (Step::Credentials, errno.into());
+        }
+        sys::reset_signals();
+        (
+            Step::Exec,
+            sys::exec(&self.program, &self.arguments, &self.environment),
+        )
+    }
+
     /// The arguments, the program's name first, for people to read.
     pub fn words(&self) -> Vec<String> {
         self.arguments

@@ -13,6 +13,8 @@
 //! instances/                    see the module `instance`
 //! kerndat/                      see the module `criu::kerndat`
 //! logs/                         CRIU's logs of operations that failed
+//! failures/DIGEST               how often an image failed to come back, see `trials`
+//! locks/NAME                    held by who makes an image for `warmimg run`
 //! ```
 //!
 //! Invariants: an image is whole or not there, since it is written aside, synced and renamed.
@@ -25,6 +27,7 @@ mod outside;
 mod prune;
 mod seal;
 mod staging;
+mod trials;
 mod verify;
 
 use std::{
@@ -182,6 +185,18 @@ impl std::ops::Deref for TemporaryStore {
     }
 }
 
+/// The folders of a store.
+const FOLDERS: [&str; 8] = [
+    "images",
+    "names",
+    "staging",
+    "instances",
+    "kerndat",
+    "logs",
+    "locks",
+    "failures",
+];
+
 impl Store {
     /// Opens a store, making it if it is not there, and clears what others left half-made.
     ///
@@ -193,7 +208,7 @@ impl Store {
             source,
         };
         let root = std::path::absolute(root).map_err(fail)?;
-        for folder in ["images", "names", "staging", "instances", "kerndat", "logs"] {
+        for folder in FOLDERS {
             let path = root.join(folder);
             if !path.is_dir() {
                 fs::DirBuilder::new()
@@ -440,6 +455,7 @@ impl Store {
         let aside = self.stage()?;
         let target = aside.image().join("removed");
         fs::rename(&folder, &target).map_err(write_error(&folder))?;
+        self.succeeded(digest);
         Ok(names)
     }
 

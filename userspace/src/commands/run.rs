@@ -1,0 +1,412 @@
+//! `warmimg run`: a server from its image if there is one that works, else cold.
+
+use std::{
+    cell::Cell,
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use sd_notify::NotifyState;
+
+use super::{
+    capture::default_name,
+    prepare,
+    supervise::{Signals, supervise},
+};
+use crate::{
+    capture::{Attempt, CaptureError, Options, Progress, start_up},
+    cli,
+    criu::Program,
+    error::{Error, ExitCode},
+    output::Output,
+    report::{ColdReason, Report},
+    restore::{self, RestoreError, Restored},
+    spawn::{Command, Sandbox, SpawnError},
+    store::{self, CommandInfo, Image, Store, StoreError},
+    tree,
+};
+
+/// Variables that say who started a server, and nothing of how it is to run: an image is good for any
+/// value of them. A name that ends with `*` stands for all that begin so.
+const INCIDENTAL: [&str; 16] = [
+    "_",
+    "COLUMNS",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LINES",
+    "MANAGERPID",
+    "MEMORY_PRESSURE_*",
+    "OLDPWD",
+    "PWD",
+    "SHLVL",
+    "SSH_*",
+    "SYSTEMD_EXEC_PID",
+    "TERM",
+    "WARMIMG_*",
+    "XDG_SESSION_*",
+    "XDG_RUNTIME_DIR",
+];
+
+/// Variables by which a service manager talks to its service, which is warmimg.
+const OWN: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
+/// A restored server that a fault of its own kills within this time is one whose image does not work.
+const PROBATION: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether a server listens that is not watched.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+pub async fn run(global: &cli::Global, arguments: &cli::Run, report: &Report) -> Result<u8, Error> {
+    let command = Command::resolve(&arguments.words, arguments.user.as_deref())?;
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => default_name(&command.words()),
+    };
+    store::check_name(&name)?;
+    let point = arguments.at.unwrap_or_default();
+    let how = arguments.how.checked(&[point])?;
+    let (store, criu) = match prepare(global) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            report.run_cold(&ColdReason::Unable(error.to_string()))?;
+            ready();
+            let (step, source) = command.replace_this();
+            let failed = start_up::exec_error(&command, SpawnError::Init { step, source });
+            return Err(failed.into());
+        }
+    };
+    let server = Server {
+        store: &store,
+        criu: &criu,
+        arguments,
+        report,
+        options: Options {
+            command: command.without(&OWN),
+            point,
+            limit: arguments.timeout,
+            name,
+            how,
+            leave_running: true,
+            profiled: None,
+        },
+    };
+    let mut signals = Signals::catch()?;
+    let reason = match server.find() {
+        Err(reason) => reason,
+        Ok(image) => match server.restore(&image, &mut signals).await? {
+            Ok(code) => return Ok(code),
+            Err(reason) => reason,
+        },
+    };
+    report.run_cold(&reason)?;
+    // An image that has failed but once, or not by itself, is tried again.
+    let is_kept = match &reason {
+        ColdReason::RestoreFailed { .. } | ColdReason::Crashed(_) => !server.is_quarantined(),
+        _ => false,
+    };
+    let captures = !arguments.no_capture && !is_kept;
+    server.start_cold(captures, &mut signals).await
+}
+
+/// Tells a service manager, if one has asked for it, that the server listens.
+fn ready() {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!("cannot tell the service manager that the server is ready: {error}");
+    }
+}
+
+struct Server<'a> {
+    store: &'a Store,
+    criu: &'a Program,
+    arguments: &'a cli::Run,
+    report: &'a Report,
+    options: Options,
+}
+
+impl Server<'_> {
+    /// The image to restore, or why there is none.
+    fn find(&self) -> Result<Image, ColdReason> {
+        let image = match self.store.find(Some(&self.options.name)) {
+            Ok(image) => image,
+            Err(StoreError::Unknown { .. } | StoreError::Empty { .. }) => {
+                return Err(ColdReason::NoImage(self.options.name.clone()));
+            }
+            Err(error) => return Err(ColdReason::Damaged(error.to_string())),
+        };
+        let failures = self.store.failures(&image.digest);
+        if failures.is_quarantined() {
+            return Err(ColdReason::Quarantined(failures.reason));
+        }
+        if let Some(difference) = difference(&image.manifest.command, &self.options.command) {
+            return Err(ColdReason::OtherCommand(difference));
+        }
+        let captured = image.manifest.capture.point;
+        if self.arguments.at.is_some_and(|at| at != captured) {
+            return Err(ColdReason::OtherPoint(captured));
+        }
+        Ok(image)
+    }
+
+    /// Restores an image, and supervises the server until it ends; returns its exit code, or why it is
+    /// to be started cold.
+    async fn restore(
+        &self,
+        image: &Image,
+        signals: &mut Signals,
+    ) -> Result<Result<u8, ColdReason>, Error> {
+        let options = restore::Options {
+            memory: self.arguments.memory,
+            hook_limit: self.arguments.how.hook_timeout,
+            allowed: self.arguments.allow.iter().copied().collect(),
+            // What a server started now would do otherwise is not to be restored.
+            strict: true,
+            ..restore::Options::default()
+        };
+        let restored = tokio::select! {
+            restored = restore::restore(self.store, self.criu, image, &options) => restored,
+            () = signals.overdue() => return Err(RestoreError::Interrupted.into()),
+        };
+        let mut restored = match restored {
+            Ok(restored) => restored,
+            Err(RestoreError::Unfit { findings, .. }) => {
+                return Ok(Err(ColdReason::Unfit(findings)));
+            }
+            Err(RestoreError::Stale { findings, .. }) => {
+                return Ok(Err(ColdReason::Stale(findings)));
+            }
+            Err(error) => {
+                let error = Error::from(error);
+                if is_of_image(error.exit_code()) {
+                    self.failed(image, &error.to_string());
+                }
+                return Ok(Err(ColdReason::RestoreFailed {
+                    code: error.exit_code() as u8,
+                    error: crate::doctor::chain(&error),
+                }));
+            }
+        };
+        ready();
+        self.report.run_restored(&restored)?;
+        let begun = Instant::now();
+        let Restored {
+            sandbox, output, ..
+        } = &mut restored;
+        let code = supervise(sandbox, output.as_mut(), signals).await?;
+        if begun.elapsed() < PROBATION && is_crash(code) {
+            let reason = format!("it ended with status {code}");
+            self.failed(image, &reason);
+            return Ok(Err(ColdReason::Crashed(reason)));
+        }
+        self.store.succeeded(&image.digest);
+        Ok(Ok(code))
+    }
+
+    fn is_quarantined(&self) -> bool {
+        let image = self.store.find(Some(&self.options.name));
+        image.is_ok_and(|image| self.store.failures(&image.digest).is_quarantined())
+    }
+
+    fn failed(&self, image: &Image, reason: &str) {
+        if let Err(error) = self.store.failed(&image.digest, reason) {
+            tracing::warn!("{}", crate::doctor::chain(&error));
+        }
+    }
+
+    /// Starts the command, and makes an image of it if it is to and nobody else does.
+    async fn start_cold(&self, captures: bool, signals: &mut Signals) -> Result<u8, Error> {
+        let lock = match captures {
+            true => self.store.single_flight(&self.options.name)?,
+            false => None,
+        };
+        let Some(_lock) = lock else {
+            let (mut sandbox, output) =
+                start_up::sandbox_without_images(&self.options.command).await?;
+            output.forward();
+            sandbox.start().await.map_err(CaptureError::Spawn)?;
+            let executed = sandbox.go().await;
+            executed.map_err(|error| start_up::exec_error(&self.options.command, error))?;
+            return self.supervise(sandbox, output, false, signals).await;
+        };
+        let mut attempt = Attempt::new(self.store, self.criu, &self.options).await?;
+        attempt.forward_output();
+        let (init, is_frozen) = (attempt.init(), Cell::new(false));
+        let made = {
+            let progress = |step: Progress| {
+                is_frozen.set(matches!(
+                    step,
+                    Progress::Freezing | Progress::Dumping { .. }
+                ));
+            };
+            let mut making = pin!(attempt.make(progress));
+            loop {
+                tokio::select! {
+                    made = &mut making => break made,
+                    // One that comes while it is frozen would be part of the image.
+                    number = signals.next(), if !is_frozen.get() => tree::signal_root(init, number),
+                }
+            }
+        };
+        let (sandbox, output) = attempt.into_running();
+        let is_ready = made.is_ok();
+        match made {
+            Ok(made) => self.report.run_captured(&made.image)?,
+            Err(CaptureError::Exec { command, source }) => {
+                return Err(CaptureError::Exec { command, source }.into());
+            }
+            Err(error) => {
+                if !matches!(error, CaptureError::ExitedEarly { .. }) {
+                    self.report.run_not_captured(&error.into())?;
+                }
+                tree::resume(init);
+            }
+        }
+        if is_ready {
+            ready();
+        }
+        self.supervise(sandbox, output, is_ready, signals).await
+    }
+
+    /// Supervises a server until it ends, and tells when it listens if that is not known.
+    async fn supervise(
+        &self,
+        mut sandbox: Sandbox,
+        mut output: Output,
+        is_ready: bool,
+        signals: &mut Signals,
+    ) -> Result<u8, Error> {
+        let init = sandbox.init();
+        let listening = async {
+            while !is_ready && tree::listeners(&tree::descendants(init)).is_empty() {
+                tokio::time::sleep(INTERVAL).await;
+            }
+            if !is_ready {
+                ready();
+            }
+        };
+        let supervised = supervise(&mut sandbox, Some(&mut output), signals);
+        let (mut listening, mut supervised) = (pin!(listening), pin!(supervised));
+        let code = tokio::select! {
+            code = &mut supervised => code,
+            () = &mut listening => supervised.await,
+        };
+        Ok(code?)
+    }
+}
+
+/// What of a command differs from that of an image, if anything does.
+fn difference(captured: &CommandInfo, wanted: &Command) -> Option<String> {
+    if captured.words != wanted.words() {
+        return Some(format!("it was `{}`", captured.words.join(" ")));
+    }
+    if captured.working_directory != wanted.working_directory {
+        let folder = captured.working_directory.display();
+        return Some(format!("it was started in {folder}"));
+    }
+    if captured.user.as_ref() != wanted.user.as_ref().map(|user| &user.name) {
+        let user = captured.user.as_deref().unwrap_or("root");
+        return Some(format!("it ran as {user}"));
+    }
+    let essential = |entries: &[String]| -> Vec<String> {
+        let essential = entries.iter().filter(|entry| !is_incidental(entry));
+        let mut essential: Vec<_> = essential.cloned().collect();
+        essential.sort();
+        essential
+    };
+    let (before, now) = (
+        essential(&captured.environment),
+        essential(&wanted.environment()),
+    );
+    let differs = |entry: &&String| !before.contains(entry) || !now.contains(entry);
+    let entry = before.iter().chain(&now).find(differs)?;
+    let name = entry.split('=').next().unwrap_or_default();
+    Some(format!("the variable {name} was another"))
+}
+
+/// Whether an entry of the environment says nothing of how the server is to run.
+fn is_incidental(entry: &str) -> bool {
+    let name = entry.split('=').next().unwrap_or_default();
+    INCIDENTAL
+        .iter()
+        .any(|known| match known.strip_suffix('*') {
+            Some(begin) => name.starts_with(begin),
+            None => name == *known,
+        })
+}
+
+/// Whether a failed restore is the image's fault, and not that of what is around it.
+fn is_of_image(code: ExitCode) -> bool {
+    !matches!(
+        code,
+        ExitCode::PortTaken
+            | ExitCode::MissingCapability
+            | ExitCode::NoCriu
+            | ExitCode::DiskFull
+            | ExitCode::Interrupted
+    )
+}
+
+/// Whether an exit code is that of a process killed by a fault of its own.
+fn is_crash(code: u8) -> bool {
+    let faults = [
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGABRT,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGSEGV,
+        libc::SIGSYS,
+    ];
+    faults.iter().any(|&signal| i32::from(code) == 128 + signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(words: &[&str], environment: &[&str]) -> CommandInfo {
+        let own = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        CommandInfo {
+            words: own(words),
+            working_directory: "/".into(),
+            user: None,
+            environment: own(environment),
+        }
+    }
+
+    fn command(words: &[&str], environment: &[&str]) -> Command {
+        let info = info(words, environment);
+        Command::again(&info.words, &info.environment, "/".as_ref(), None).unwrap()
+    }
+
+    #[test]
+    fn what_is_incidental_makes_no_difference() {
+        let captured = info(&["/bin/true"], &["A=1", "SHLVL=1", "SSH_TTY=/dev/pts/1"]);
+        let wanted = command(&["/bin/true"], &["WARMIMG_STORE=/x", "TERM=dumb", "A=1"]);
+        assert_eq!(difference(&captured, &wanted), None);
+    }
+
+    #[test]
+    fn what_matters_is_named() {
+        let captured = info(&["/bin/true"], &["A=1"]);
+        for (wanted, expected) in [
+            (command(&["/bin/true", "x"], &["A=1"]), "it was `/bin/true`"),
+            (
+                command(&["/bin/true"], &["A=2"]),
+                "the variable A was another",
+            ),
+            (command(&["/bin/true"], &[]), "the variable A was another"),
+            (
+                command(&["/bin/true"], &["A=1", "B=1"]),
+                "the variable B was another",
+            ),
+        ] {
+            assert_eq!(difference(&captured, &wanted).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn crashes_are_told_from_ends() {
+        assert!(is_crash(139) && is_crash(134));
+        assert!(!is_crash(0) && !is_crash(1) && !is_crash(143) && !is_crash(137));
+    }
+}
