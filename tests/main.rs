@@ -9,6 +9,7 @@ mod checkpoint;
 mod documents;
 mod errors;
 mod exports;
+mod faults;
 mod fit;
 mod gate;
 mod hard;

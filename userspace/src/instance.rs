@@ -100,6 +100,13 @@ pub struct Folder {
     keep: bool,
 }
 
+/// Locks a folder, if nobody else has.
+fn lock(folder: &Path) -> io::Result<OwnedFd> {
+    let lock = OwnedFd::from(fs::File::open(folder)?);
+    flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(lock)
+}
+
 impl Folder {
     /// Makes a folder with the first free number behind `label`.
     ///
@@ -120,9 +127,10 @@ impl Folder {
                 Err(error) => return Err(fail(error)),
             }
         };
-        let lock = OwnedFd::from(fs::File::open(&path).map_err(write_error(&path))?);
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|errno| write_error(&path)(errno.into()))?;
+        let lock = lock(&path).map_err(|error| {
+            let _ = fs::remove_dir(&path);
+            write_error(&path)(error)
+        })?;
         let folder = Self {
             id,
             path,
@@ -253,6 +261,10 @@ pub enum State {
 
 /// All instances, by their names.
 pub fn list(parent: &Path) -> Vec<Instance> {
+    // Nobody makes a folder while this is held. If somebody does, he clears up himself.
+    if let Ok(_guard) = lock(parent) {
+        sweep(parent);
+    }
     let mut found: Vec<Instance> = fs::read_dir(parent)
         .into_iter()
         .flatten()
