@@ -21,6 +21,7 @@
 //! Nothing here touches a live process.
 
 mod accept;
+mod error;
 mod hold;
 mod manifest;
 mod outside;
@@ -32,18 +33,18 @@ mod verify;
 
 use std::{
     fmt, fs,
-    io::{self, Write as _},
+    io::Write as _,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use crate::{
-    edit::{self, EditError},
+    edit,
     working_set::Touched,
 };
 
-use self::seal::{SEAL, Seal, seal_files};
 pub use self::{
+    error::StoreError,
     hold::{Claim, Hold},
     manifest::{Capture, CommandInfo, CriuInfo, ImageFile, Manifest, Moment, SCHEMA, now_ms},
     outside::{Dependency, Known, ReadFiles, Role},
@@ -52,59 +53,16 @@ pub use self::{
     staging::{Staging, is_free},
     verify::Verification,
 };
+use self::{
+    error::{read_error, write_error},
+    seal::{SEAL, Seal, seal_files},
+};
 
 /// The file that tells what an image is.
 const MANIFEST: &str = "manifest.json";
 
 /// How many logs of failures are kept.
 const KEPT_LOGS: usize = 10;
-
-/// Why the store cannot give or take an image.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("cannot use the store {}", .path.display())]
-    Open { path: PathBuf, source: io::Error },
-    #[error("cannot read {}", .path.display())]
-    Read { path: PathBuf, source: io::Error },
-    #[error("cannot write {}", .path.display())]
-    Write { path: PathBuf, source: io::Error },
-    #[error("no image is called {wanted:?} in {}", .store.display())]
-    Unknown { wanted: String, store: PathBuf },
-    #[error("there is no image yet in {}", .0.display())]
-    Empty(PathBuf),
-    #[error("{prefix:?} is the beginning of several digests: {}", .candidates.join(", "))]
-    Ambiguous {
-        prefix: String,
-        candidates: Vec<String>,
-    },
-    #[error("the image {0} has no name, and its digest is about to change")]
-    Unnamed(Digest),
-    #[error(transparent)]
-    Edit(#[from] EditError),
-    #[error("{name:?} is not a name for an image")]
-    BadName { name: String },
-    #[error("the manifest {} is not valid", .path.display())]
-    BadManifest {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
-    #[error("the manifest {} has schema {found}; this warmimg reads {SCHEMA}", .path.display())]
-    OtherSchema { path: PathBuf, found: u32 },
-    #[error("{} {damage}", .path.display())]
-    Damaged {
-        path: PathBuf,
-        /// What the image is called.
-        image: String,
-        damage: Damage,
-    },
-    #[error("{} cannot be stored: {reason}", .path.display())]
-    Unfit { path: PathBuf, reason: &'static str },
-    /// Of an image that came from elsewhere.
-    #[error("{file} {damage}")]
-    Foreign { file: String, damage: Damage },
-    #[error("another import of the image is under way")]
-    Arriving(Digest),
-}
 
 /// The digest that names an image.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -592,20 +550,6 @@ fn sync_folder(path: &Path) -> Result<(), StoreError> {
     fs::File::open(path)
         .and_then(|folder| folder.sync_all())
         .map_err(write_error(path))
-}
-
-fn read_error(path: &Path) -> impl Fn(io::Error) -> StoreError {
-    move |source| StoreError::Read {
-        path: path.to_path_buf(),
-        source,
-    }
-}
-
-fn write_error(path: &Path) -> impl Fn(io::Error) -> StoreError {
-    move |source| StoreError::Write {
-        path: path.to_path_buf(),
-        source,
-    }
 }
 
 #[cfg(test)]
