@@ -10,6 +10,7 @@ mod documents;
 mod errors;
 mod exports;
 mod fit;
+mod flips;
 mod gate;
 mod hard;
 mod hooks;
