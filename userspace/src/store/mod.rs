@@ -21,9 +21,9 @@
 mod accept;
 mod hold;
 mod manifest;
-mod outside;
+pub(crate) mod outside;
 mod prune;
-mod seal;
+pub(crate) mod seal;
 mod staging;
 mod verify;
 
