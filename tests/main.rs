@@ -11,6 +11,7 @@ mod errors;
 mod exports;
 mod faults;
 mod fit;
+mod flips;
 mod gate;
 mod hard;
 mod hooks;

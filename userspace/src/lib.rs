@@ -53,3 +53,7 @@ mod sys;
 pub mod target;
 pub mod tree;
 pub mod working_set;
+
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -225,7 +225,7 @@ fn unix_sockets(text: &str) -> impl Iterator<Item = UnixSocket<'_>> {
 }
 
 /// The listening ones among them.
-fn parse_unix(text: &str) -> Vec<(u64, Listener)> {
+pub(crate) fn parse_unix(text: &str) -> Vec<(u64, Listener)> {
     let listening = unix_sockets(text).filter(|socket| socket.listens && !socket.path.is_empty());
     listening
         .map(|socket| {

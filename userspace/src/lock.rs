@@ -135,7 +135,7 @@ fn holder(wanted: &FileLock) -> String {
 
 /// A line of /proc/locks or /proc/PID/fdinfo: the lock, its holder and the inode of the file.
 /// None if it is of another kind, or of one who waits for it.
-fn parse(line: &str) -> Option<(Lock, HostPid, u64)> {
+pub(crate) fn parse(line: &str) -> Option<(Lock, HostPid, u64)> {
     let mut words = line.split_whitespace().skip(1);
     let kind = match words.next()? {
         "FLOCK" => Kind::Flock,

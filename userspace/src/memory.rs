@@ -47,14 +47,16 @@ pub fn of(pid: HostPid) -> Option<Memory> {
 }
 
 /// Reads the text of `smaps_rollup`.
-fn parse(text: &str) -> Option<Memory> {
+pub(crate) fn parse(text: &str) -> Option<Memory> {
     let bytes = |name: &str| -> Option<u64> {
         let value = |line: &str| {
             let value = line.strip_prefix(name)?.strip_prefix(':')?;
             let kib = value.trim().strip_suffix(" kB")?.trim().parse::<u64>();
             kib.ok()
         };
-        text.lines().find_map(value).map(|kib| kib * 1024)
+        text.lines()
+            .find_map(value)
+            .map(|kib| kib.saturating_mul(1024))
     };
     let rss = bytes("Rss")?;
     let private = bytes("Private_Clean")? + bytes("Private_Dirty")?;

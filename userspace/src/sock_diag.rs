@@ -86,15 +86,22 @@ pub fn unix_peers() -> io::Result<HashMap<u64, u64>> {
     loop {
         // The kernel answers at once: there is nothing to wait for.
         let (len, _) = recv(&socket, &mut buffer[..], RecvFlags::DONTWAIT)?;
-        let messages = records(&buffer[..len], |header: &Header| header.len as usize);
-        for (header, body) in messages {
-            match i32::from(header.kind) {
-                libc::NLMSG_DONE => return Ok(peers),
-                libc::NLMSG_ERROR => return Err(io::ErrorKind::Unsupported.into()),
-                _ => peers.extend(connection(body)),
-            }
+        if take(&buffer[..len], &mut peers)? {
+            return Ok(peers);
         }
     }
+}
+
+/// Adds the connections of a datagram; returns whether it was the last.
+pub(crate) fn take(datagram: &[u8], peers: &mut HashMap<u64, u64>) -> io::Result<bool> {
+    for (header, body) in records(datagram, |header: &Header| header.len as usize) {
+        match i32::from(header.kind) {
+            libc::NLMSG_DONE => return Ok(true),
+            libc::NLMSG_ERROR => return Err(io::ErrorKind::Unsupported.into()),
+            _ => peers.extend(connection(body)),
+        }
+    }
+    Ok(false)
 }
 
 /// Both ends in an answer, if there is another.

@@ -1,8 +1,10 @@
-//! What a person runs from a checkout: `cargo xtask setup | demo | test | check | bench | docs`.
+//! What a person runs from a checkout: `cargo xtask setup | demo | test | check | fuzz | bench | docs`.
 
 mod criu;
 mod demo;
+mod dependencies;
 mod docs;
+mod fuzz;
 mod run;
 mod setup;
 mod stubs;
@@ -16,7 +18,10 @@ Usage: cargo xtask COMMAND [--dry-run]
   setup [--tests]   install what is missing to build warmimg (and to test it)
   demo              set up, build, then capture and restore the demo server
   test              set up and run all tests
-  check             format, lints (warnings are errors), help texts in README.md
+  check             format, lints (warnings are errors), help texts in README.md, licences
+                    and sources of dependencies
+  fuzz [--seconds N] [TARGET…]
+                    damaged samples for each parser, 20 s each; what makes one fail is kept
   bench [SERVER…]   start-up of the real servers, and the documents made from it; `bench overhead`
                     for what warmimg itself costs, `bench scale` for large heaps, many copies, load
   docs [--check]    write the help texts into README.md (or check them)
@@ -32,6 +37,7 @@ fn main() -> Result<()> {
         Some("demo") => demo::run(&runner),
         Some("test") => test(&runner),
         Some("check") => check(&runner),
+        Some("fuzz") => fuzz::run(&runner, &arguments[1..]),
         Some("bench") => bench(&runner, &arguments[1..]),
         Some("docs") => docs::update(&runner, has("--check")),
         Some("help" | "--help" | "-h") => {
@@ -68,7 +74,17 @@ fn check(runner: &Runner) -> Result<()> {
         "warnings",
     ];
     runner.cargo(&lints)?;
+    dependencies(runner)?;
     docs::update(runner, true)
+}
+
+/// Holds dependencies to deny.toml; what needs more than `cargo metadata`, with cargo-deny.
+fn dependencies(runner: &Runner) -> Result<()> {
+    dependencies::check(runner)?;
+    match runner.look("cargo-deny", &["--version"]) {
+        Some(_) => runner.cargo(&["deny", "--locked", "check", "bans", "licenses", "sources"]),
+        None => Ok(()),
+    }
 }
 
 fn bench(runner: &Runner, arguments: &[String]) -> Result<()> {

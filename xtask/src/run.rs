@@ -81,7 +81,8 @@ impl Runner {
         self.run(&mut command)
     }
 
-    fn cargo_command(&self, arguments: &[&str]) -> Command {
+    /// A cargo that works on the checkout.
+    pub fn cargo_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command.args(arguments).current_dir(&self.root);
         command

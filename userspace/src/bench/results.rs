@@ -301,26 +301,30 @@ impl Results {
     /// # Errors
     /// See [`ResultsError`].
     pub fn read(path: &Path) -> Result<Self, ResultsError> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            schema: u32,
-        }
         let bytes = fs::read(path).map_err(|source| ResultsError::Read {
             path: path.to_path_buf(),
             source,
         })?;
+        Self::parse(path, &bytes)
+    }
+
+    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ResultsError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            schema: u32,
+        }
         let bad = |source| ResultsError::Form {
             path: path.to_path_buf(),
             source,
         };
-        let Versioned { schema } = serde_json::from_slice(&bytes).map_err(bad)?;
+        let Versioned { schema } = serde_json::from_slice(bytes).map_err(bad)?;
         if schema > SCHEMA {
             return Err(ResultsError::Newer {
                 path: path.to_path_buf(),
                 found: schema,
             });
         }
-        serde_json::from_slice(&bytes).map_err(bad)
+        serde_json::from_slice(bytes).map_err(bad)
     }
 
     /// The cold start, which all others are compared with.

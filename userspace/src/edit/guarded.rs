@@ -141,7 +141,7 @@ fn own_memory(
                     address: at,
                     pages: (run.address - at) / page_size(),
                 };
-                pages.push((piece, (source, begin + at - start)));
+                pages.push((piece, (source, begin.saturating_add(at - start))));
             }
             at = at.max(run.end());
         }

@@ -77,7 +77,7 @@ impl Image {
         })
     }
 
-    fn parse(path: &Path, kind: Kind, bytes: &[u8]) -> Result<Self, &'static str> {
+    pub(crate) fn parse(path: &Path, kind: Kind, bytes: &[u8]) -> Result<Self, &'static str> {
         let first = if kind == Kind::Stats {
             SERVICE_MAGIC
         } else {
@@ -103,7 +103,7 @@ impl Image {
         })
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.head.clone();
         for entry in &self.entries {
             let body = entry.to_bytes();

@@ -404,7 +404,7 @@ fn divide(mapping: &Message, regions: &[Region], file: u64) -> Vec<Message> {
 fn add_file(files: &mut Image, number: usize) -> u64 {
     let ids = files.entries.iter();
     let id = ids.filter_map(|entry| entry.number(file_entry::ID)).max();
-    let id = id.unwrap_or(0) + 1;
+    let id = id.unwrap_or(0).saturating_add(1);
     let field = |number, value| Field { number, value };
     let zeros = |fields: std::ops::RangeInclusive<u32>| {
         let fields = fields.map(|number| field(number, Value::Varint(0)));

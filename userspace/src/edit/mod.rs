@@ -4,7 +4,7 @@
 //! them.
 
 mod guarded;
-mod image;
+pub(crate) mod image;
 mod listeners;
 mod memory;
 mod pages;
@@ -12,7 +12,7 @@ mod process;
 mod rewind;
 mod timers;
 mod uses;
-mod whole;
+pub(crate) mod whole;
 pub(crate) mod wire;
 
 use std::{

@@ -21,6 +21,10 @@ const SMALLEST_REGION: u64 = 16;
 /// zeros by a restore that does not map, so it must stay little.
 const WIDEST_GAP: u64 = 4;
 
+/// No process has memory above (Documentation/arch/x86/x86_64/5level-paging.rst), but for the
+/// page of vsyscall.
+const HIGHEST: u64 = 1 << 56;
+
 /// Pages that follow each other in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -77,7 +81,8 @@ impl Memory {
         self.pagemap.write()
     }
 
-    /// The pages in the order of the file; none if some are elsewhere than in it.
+    /// The pages in the order of the file, which is that of addresses; none if some are elsewhere than
+    /// in it, or where no process has memory.
     pub(super) fn runs(&self) -> Option<Vec<Run>> {
         let run = |entry: &Message| {
             let flags = entry.number(pagemap_entry::FLAGS)?;
@@ -87,7 +92,8 @@ impl Memory {
                 pages: pages.or_else(|| entry.number(pagemap_entry::COMPAT_NR_PAGES))?,
             })
         };
-        self.pagemap.entries.get(1..)?.iter().map(run).collect()
+        let runs: Option<Vec<Run>> = self.pagemap.entries.get(1..)?.iter().map(run).collect();
+        runs.filter(|runs| are_in_order(runs))
     }
 
     pub(super) fn set_runs(&mut self, runs: &[Run]) {
@@ -183,6 +189,19 @@ impl Memory {
     }
 }
 
+/// Whether runs are of whole pages, behind one another, and where processes have memory. So neither
+/// their ends nor the sum of their sizes are beyond what a number holds.
+pub(super) fn are_in_order(runs: &[Run]) -> bool {
+    let mut behind = 0;
+    runs.iter().all(|run| {
+        let len = run.pages.checked_mul(page_size());
+        let end = len.and_then(|len| run.address.checked_add(len));
+        let is_next = run.address >= behind && run.address.is_multiple_of(page_size());
+        behind = end.unwrap_or(u64::MAX);
+        is_next && behind <= HIGHEST
+    })
+}
+
 /// The processes of an image that have memory.
 pub(super) fn processes(images: &Path) -> Result<Vec<String>, EditError> {
     let fail = |source| EditError::Read {
@@ -202,9 +221,15 @@ pub(super) fn processes(images: &Path) -> Result<Vec<String>, EditError> {
     Ok(found)
 }
 
+/// The first address of a mapping and that behind its last, of whole pages.
 pub(super) fn extent(mapping: &Message) -> Option<(u64, u64)> {
-    let number = |field| mapping.number(field);
-    Some((number(vma_entry::START)?, number(vma_entry::END)?))
+    let number = |field| {
+        mapping
+            .number(field)
+            .filter(|it| it.is_multiple_of(page_size()))
+    };
+    let (start, end) = (number(vma_entry::START)?, number(vma_entry::END)?);
+    (start <= end && end <= HIGHEST).then_some((start, end))
 }
 
 fn is_guard(mapping: &Message) -> bool {
@@ -247,8 +272,9 @@ pub(super) fn copy(
     len: u64,
 ) -> io::Result<()> {
     let (mut read_at, mut write_at) = (at, place);
-    while read_at < at + len {
-        let left = (at + len - read_at) as usize;
+    let end = at.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+    while read_at < end {
+        let left = (end - read_at) as usize;
         let copied =
             rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), left);
         match copied {

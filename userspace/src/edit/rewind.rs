@@ -45,12 +45,13 @@ fn rewind(registers: &mut Message) -> bool {
     const SYSCALL: u64 = 2;
     let is_back = registers.number(user_x86_regs_entry::ORIG_AX) == Some(libc::SYS_listen as u64)
         && registers.number(user_x86_regs_entry::AX) == Some(0);
-    let Some(ip) = registers.number(user_x86_regs_entry::IP) else {
+    let behind = registers.number(user_x86_regs_entry::IP);
+    let Some(ip) = behind.and_then(|behind| behind.checked_sub(SYSCALL)) else {
         return false;
     };
     if is_back {
         registers.replace_number(user_x86_regs_entry::AX, libc::SYS_listen as u64);
-        registers.replace_number(user_x86_regs_entry::IP, ip - SYSCALL);
+        registers.replace_number(user_x86_regs_entry::IP, ip);
     }
     is_back
 }
@@ -100,5 +101,8 @@ mod tests {
         );
         assert!(!rewind(&mut registers(libc::SYS_listen, -98)));
         assert!(!rewind(&mut registers(libc::SYS_bind, 0)));
+        let mut nowhere = registers(libc::SYS_listen, 0);
+        nowhere.replace_number(user_x86_regs_entry::IP, 1);
+        assert!(!rewind(&mut nowhere));
     }
 }

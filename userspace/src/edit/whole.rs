@@ -75,7 +75,7 @@ pub fn parse_whole(path: &Path) -> Result<Result<usize, Fault>, EditError> {
     Ok(parse(&name, &bytes))
 }
 
-fn parse(name: &str, bytes: &[u8]) -> Result<usize, Fault> {
+pub(crate) fn parse(name: &str, bytes: &[u8]) -> Result<usize, Fault> {
     let head = match word(bytes, 0) {
         Some(COMMON_MAGIC | SERVICE_MAGIC) => 8,
         Some(INVENTORY_MAGIC) => 4,
@@ -94,7 +94,7 @@ fn parse(name: &str, bytes: &[u8]) -> Result<usize, Fault> {
         let number = |field: &u32| message.number(*field).unwrap_or(0);
         let followed = FOLLOWED.iter().find(|(begin, _)| name.starts_with(begin));
         let behind = match followed {
-            Some((_, fields)) => fields.iter().map(number).sum(),
+            Some((_, fields)) => fields.iter().map(number).fold(0, u64::saturating_add),
             None if !name.starts_with(GHOST) => 0,
             None if in_chunks => number(&GHOST_CHUNK_LEN),
             None => {
@@ -172,6 +172,18 @@ mod tests {
         let pipes = image(&[(&[(2, 4)], b"abc")]);
         assert_eq!(
             fault("pipes-data.img", &pipes),
+            (1, "what follows it is cut short")
+        );
+        // Two lengths whose sum is more than a number holds.
+        let mut stream = COMMON_MAGIC.to_le_bytes().to_vec();
+        stream.extend([0, 0, 0, 0, 22, 0, 0, 0]);
+        for key in [1 << 3, 3 << 3] {
+            stream.push(key);
+            stream.extend([0xff; 9]);
+            stream.push(1);
+        }
+        assert_eq!(
+            fault("tcp-stream-1.img", &stream),
             (1, "what follows it is cut short")
         );
     }

@@ -143,7 +143,7 @@ impl Mappings {
 }
 
 /// The heading of a mapping in maps or smaps, see proc_pid_maps(5).
-fn parse(line: &str) -> Option<Mapping> {
+pub(crate) fn parse(line: &str) -> Option<Mapping> {
     let mut words = line.split_ascii_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
     let permissions = words.next()?;

@@ -15,7 +15,7 @@
 
 pub mod filter;
 mod interrupted;
-mod mappings;
+pub(crate) mod mappings;
 mod replace;
 mod tracee;
 

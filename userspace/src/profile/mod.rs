@@ -10,12 +10,12 @@ mod connections;
 mod critical;
 pub mod diff;
 mod findings;
-mod names;
+pub(crate) mod names;
 pub mod record;
 mod recorder;
 mod run;
 pub mod stacks;
-mod texts;
+pub(crate) mod texts;
 mod timeline;
 
 pub use assemble::{Subject, assemble};

@@ -56,7 +56,7 @@ impl Names {
 }
 
 /// The name that was asked for and the addresses that it has, through other names too.
-fn parse(packet: &[u8]) -> Option<(String, Vec<IpAddr>)> {
+pub(crate) fn parse(packet: &[u8]) -> Option<(String, Vec<IpAddr>)> {
     let packet = Packet::parse(packet).ok()?;
     let name = packet.questions.first()?.qname.to_string();
     let addresses = packet

@@ -80,7 +80,8 @@ impl Manifest {
 fn is_plain(path: &str) -> bool {
     /// As much as fits into the header of an archive, with the folder.
     const LONGEST: usize = 80;
-    let name = path.strip_prefix("criu/").or(path.strip_prefix("map/"));
+    const FOLDERS: [&str; 3] = ["criu/", "map/", "fit/"];
+    let name = FOLDERS.iter().find_map(|folder| path.strip_prefix(folder));
     name.is_some_and(|name| {
         let is_dots = name == "." || name == "..";
         let is_text = name

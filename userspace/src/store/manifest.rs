@@ -163,7 +163,8 @@ impl ImageFile {
 impl Manifest {
     /// The size of the image on disk, in bytes.
     pub fn image_bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
+        let sizes = self.files.iter().map(|file| file.bytes);
+        sizes.fold(0, u64::saturating_add)
     }
 
     pub fn created(&self) -> SystemTime {

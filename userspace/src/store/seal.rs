@@ -88,7 +88,7 @@ impl Identity {
 
 /// The identity of each regular file of an image, the manifest included, by its path there.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Seal {
+pub(crate) struct Seal {
     schema: u32,
     pub files: BTreeMap<String, Identity>,
 }
@@ -110,11 +110,15 @@ impl Seal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Damage::unreadable(&error)),
         };
+        Self::parse(&bytes).map(Some)
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Damage> {
         let invalid = |reason| Damage::Invalid { reason };
         let seal: Self =
-            serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
         match seal.schema {
-            SCHEMA => Ok(Some(seal)),
+            SCHEMA => Ok(seal),
             other => Err(invalid(format!("it has schema {other}"))),
         }
     }

@@ -31,6 +31,10 @@ pub enum BtfError {
     NoMember { structure: String, member: String },
 }
 
+/// How many structures are looked into for a member, and how many names stand for another, at most:
+/// what takes more goes in a circle.
+const MOST_STEPS: usize = 1000;
+
 /// The types of a BTF blob, in the order of their ids.
 pub struct Btf<'a> {
     strings: &'a [u8],
@@ -117,8 +121,8 @@ impl<'a> Btf<'a> {
             let mut id = *self.structures.get(structure)?;
             let mut bits = 0;
             for part in member.split('.') {
-                let (offset, next) = self.member(id, part)?;
-                bits += offset;
+                let (offset, next) = self.member(id, part, &mut { MOST_STEPS })?;
+                bits = offset.checked_add(bits)?;
                 id = self.resolve(next);
             }
             Some(bits / 8)
@@ -129,8 +133,9 @@ impl<'a> Btf<'a> {
         })
     }
 
-    /// The offset in bits and the type of a member.
-    fn member(&self, id: usize, wanted: &str) -> Option<(u32, usize)> {
+    /// The offset in bits and the type of a member, looked for in no more structures than are left.
+    fn member(&self, id: usize, wanted: &str, left: &mut usize) -> Option<(u32, usize)> {
+        *left = left.checked_sub(1)?;
         let structure = self.types.get(id)?;
         for entry in structure.members.chunks_exact(12) {
             let (name, target) = (self.name(word(entry, 0)?)?, word(entry, 4)? as usize);
@@ -144,8 +149,8 @@ impl<'a> Btf<'a> {
             let inner = self.resolve(target);
             let is_unnamed =
                 name.is_empty() && matches!(self.types.get(inner)?.kind, KIND_STRUCT | KIND_UNION);
-            if is_unnamed && let Some((more, target)) = self.member(inner, wanted) {
-                return Some((bits + more, target));
+            if is_unnamed && let Some((more, target)) = self.member(inner, wanted, left) {
+                return Some((bits.checked_add(more)?, target));
             }
         }
         None
@@ -153,13 +158,18 @@ impl<'a> Btf<'a> {
 
     /// Follows typedefs and qualifiers to the type itself.
     fn resolve(&self, mut id: usize) -> usize {
-        while let Some(found) = self.types.get(id)
-            && matches!(
-                found.kind,
-                KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_TYPE_TAG
-            )
-        {
-            id = found.target as usize;
+        for _ in 0..MOST_STEPS {
+            match self.types.get(id) {
+                Some(found)
+                    if matches!(
+                        found.kind,
+                        KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_TYPE_TAG
+                    ) =>
+                {
+                    id = found.target as usize;
+                }
+                _ => break,
+            }
         }
         id
     }
@@ -241,5 +251,26 @@ mod tests {
         assert_eq!(missing.to_string(), "the kernel has no sock.no_such_member");
         assert_eq!(Btf::parse(b"not BTF").err(), Some(BtfError::Malformed));
         assert_eq!(Btf::parse(&data[..4096]).err(), Some(BtfError::Malformed));
+    }
+
+    #[test]
+    fn types_in_a_circle_end() {
+        let strings = b"\0sock\0";
+        let unnamed = |target: u32| [0, target, 0];
+        let types: Vec<u32> = [
+            // A structure with two unnamed members, both itself, and a name that stands for itself.
+            &[1, KIND_STRUCT << 24 | 2, 8][..],
+            &unnamed(1),
+            &unnamed(1),
+            &[1, KIND_TYPEDEF << 24, 2],
+        ]
+        .concat();
+        let len = 4 * types.len() as u32;
+        let header = [0x0001_eb9f, 24, 0, len, len, strings.len() as u32];
+        let words = header.into_iter().chain(types);
+        let data: Vec<u8> = words.flat_map(u32::to_ne_bytes).chain(*strings).collect();
+        let btf = Btf::parse(&data).unwrap();
+        assert!(btf.offset("sock", "sk").is_err());
+        assert_eq!(btf.resolve(2), 2);
     }
 }

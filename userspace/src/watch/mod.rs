@@ -4,7 +4,7 @@
 
 pub mod btf;
 pub mod interruptions;
-mod opens;
+pub(crate) mod opens;
 pub mod recording;
 
 use std::{
@@ -429,7 +429,7 @@ fn refused(tracepoint: &'static str) -> impl Fn(ProgramError) -> WatchError {
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<Event> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<Event> {
     let raw: probe::Event = bytemuck::try_pod_read_unaligned(bytes).ok()?;
     let text = raw.text.get(..raw.text_len as usize)?;
     let at = socket(&raw, text);

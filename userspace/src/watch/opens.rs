@@ -80,7 +80,7 @@ impl Opens {
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<Opened> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<Opened> {
     let raw: probe::Opened = bytemuck::try_pod_read_unaligned(bytes).ok()?;
     let path = raw.path.get(..raw.path_len as usize)?;
     Some(Opened {

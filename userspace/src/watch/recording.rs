@@ -211,7 +211,7 @@ fn attach_events(
     Ok(())
 }
 
-fn parse(bytes: &[u8]) -> Option<Item> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<Item> {
     if let Ok(span) = bytemuck::try_pod_read_unaligned(bytes) {
         return Some(Item::Span(span));
     }

@@ -108,3 +108,25 @@ fn ranges_are_covered_by_few_and_the_widest_gaps_stay() {
     assert_eq!(cover(ranges.clone(), 2), [(0, 60), (1000, 1001)]);
     assert_eq!(cover(ranges, 1), [(0, 1001)]);
 }
+
+#[test]
+fn runs_are_in_order_and_where_memory_can_be() {
+    use super::super::process::are_in_order;
+    assert!(are_in_order(&[run(1, 2), run(3, 1), run(9, 1)]));
+    let beyond = Run {
+        address: 0,
+        pages: u64::MAX,
+    };
+    for bad in [
+        &[run(3, 1), run(1, 1)][..],
+        &[run(1, 2), run(2, 1)],
+        &[beyond],
+        &[run(1 << 44, 1)],
+        &[Run {
+            address: 1,
+            pages: 1,
+        }],
+    ] {
+        assert!(!are_in_order(bad), "{bad:?}");
+    }
+}

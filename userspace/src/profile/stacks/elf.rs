@@ -108,12 +108,13 @@ impl Image {
         });
         let part = |name| {
             let (address, data) = opened.section(name)?;
-            Some((address..address + data.len() as u64, Bytes::from(data)))
+            let end = address.checked_add(data.len() as u64)?;
+            Some((address..end, Bytes::from(data)))
         };
         let addresses = |name: &str| {
             let (_, section) = opened.sections.section_by_name(endian, name.as_bytes())?;
             let start = section.sh_addr(endian);
-            Some(start..start + section.sh_size(endian))
+            Some(start..start.checked_add(section.sh_size(endian))?)
         };
         let (eh_frame_svma, eh_frame) = part(".eh_frame").unzip();
         let (eh_frame_hdr_svma, eh_frame_hdr) = part(".eh_frame_hdr").unzip();
@@ -151,7 +152,8 @@ impl Image {
         let page = rustix::param::page_size() as u64;
         let segment = self.segments.iter().find(|segment| {
             let start = segment.offset & !(page - 1);
-            (start..(segment.offset + segment.length).max(start + 1)).contains(&mapping.offset)
+            let end = segment.offset.saturating_add(segment.length);
+            (start..end.max(start + 1)).contains(&mapping.offset)
         })?;
         let address = mapping
             .offset

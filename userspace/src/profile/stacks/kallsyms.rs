@@ -16,7 +16,7 @@ impl Kernel {
         Self::parse(std::fs::read_to_string("/proc/kallsyms").unwrap_or_default())
     }
 
-    fn parse(text: String) -> Self {
+    pub(crate) fn parse(text: String) -> Self {
         let mut functions = Vec::new();
         let mut begin = 0;
         for line in text.split_inclusive('\n') {

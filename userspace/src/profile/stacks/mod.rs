@@ -9,15 +9,15 @@
 //! It takes CAP_PERFMON. Without it [`Sampler::attach`] fails with [`Error::Permission`], and a profile
 //! can go on without stacks.
 
-mod elf;
+pub(crate) mod elf;
 mod files;
-mod kallsyms;
+pub(crate) mod kallsyms;
 mod naming;
-mod perf_map;
-mod record;
+pub(crate) mod perf_map;
+pub(crate) mod record;
 mod space;
 mod store;
-mod symbols;
+pub(crate) mod symbols;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -25,7 +25,7 @@ impl PerfMap {
             .unwrap_or_default()
     }
 
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut map = Self::default();
         for line in text.lines() {
             let mut fields = line.trim_start().splitn(3, ' ');

@@ -6,7 +6,9 @@ use linux_perf_event_reader::{
     BranchSampleFormat, ContextSwitchRecord, Endianness, EventRecord, RawData, RawEventRecord,
     ReadFormat, RecordIdParseInfo, RecordParseInfo, RecordType, SampleFormat, SampleRecord,
     TaskWasPreempted,
-    constants::{PERF_CONTEXT_KERNEL, PERF_CONTEXT_MAX, PERF_CONTEXT_USER},
+    constants::{
+        PERF_CONTEXT_KERNEL, PERF_CONTEXT_MAX, PERF_CONTEXT_USER, PERF_RECORD_MISC_MMAP_BUILD_ID,
+    },
 };
 
 /// What every sample holds.
@@ -143,8 +145,12 @@ impl Batch {
             let mut body = raw.data;
             let mut count = [0; 8];
             body.read_exact(&mut count)?;
-            self.lost += u64::from_le_bytes(count);
+            self.lost = self.lost.saturating_add(u64::from_le_bytes(count));
             return Ok(());
+        }
+        // Build ids were not asked for; their lengths would be believed.
+        if raw.record_type == RecordType::MMAP2 && raw.misc & PERF_RECORD_MISC_MMAP_BUILD_ID != 0 {
+            return Err(io::ErrorKind::InvalidData.into());
         }
         let common = raw.common_data()?;
         let (mut pid, tid, at_ns) = (
@@ -184,7 +190,7 @@ impl Batch {
                 Kind::Forked { parent: fork.ppid }
             }
             EventRecord::Lost(lost) => {
-                self.lost += lost.count;
+                self.lost = self.lost.saturating_add(lost.count);
                 return Ok(());
             }
             // New names and threads, and ends: nothing depends on them here.

@@ -15,6 +15,10 @@ use crate::profile::{self, Lost, Profile, SCHEMA, Sample, Stacks};
 /// lines must not fill the memory by that.
 const MOST_TEXTS: u32 = 4_000_000;
 
+/// The latest time of a profile, in nanoseconds: 104 days, the largest number that all readers of JSON
+/// hold exactly.
+const LATEST: u64 = 1 << 53;
+
 /// Reads the only profile of a file.
 ///
 /// # Errors
@@ -95,6 +99,14 @@ impl<'a> Record<'a> {
     fn malformed(&self, kind: &'static str, why: String) -> ReadError {
         let line = self.line;
         ReadError::Malformed { line, kind, why }
+    }
+
+    /// Checks that a record does not end before it starts.
+    fn check_times(&self, kind: &'static str, start: u64, end: u64) -> Result<(), ReadError> {
+        match start <= end && end <= LATEST {
+            true => Ok(()),
+            false => Err(self.malformed(kind, format!("it is from {start} to {end} ns"))),
+        }
     }
 
     fn misplaced(&self, what: &'static str) -> ReadError {
@@ -197,6 +209,7 @@ impl Building {
 
     fn thread(&mut self, record: &Record) -> Result<(), ReadError> {
         let thread: Thread = record.body("thread")?;
+        record.check_times("thread", thread.start_ns, thread.end_ns)?;
         let process = self.profile.processes.last_mut();
         let Some(process) = process.filter(|process| process.pid == thread.pid) else {
             return Err(record.misplaced("the record of its process"));
@@ -238,6 +251,7 @@ impl Building {
 
     fn step(&mut self, record: &Record) -> Result<(), ReadError> {
         let step: Step = record.body("step")?;
+        record.check_times("step", step.start_ns, step.end_ns)?;
         let text = self.text("step", step.text.as_deref(), step.text_id, record)?;
         self.profile.critical_path.push(profile::Step {
             start_ns: step.start_ns,

@@ -123,3 +123,20 @@ fn a_later_schema_has_a_hint() {
     let error = read(&br#"{"type":"profile","schema":2}"#[..]).unwrap_err();
     assert!(error.hint().unwrap().contains("newer one"));
 }
+
+/// What a fuzzer found: its length would have been computed as if it went forwards.
+#[test]
+fn what_ends_before_it_starts_is_refused() {
+    let text = written(&synthetic::profile());
+    let step = text
+        .lines()
+        .find(|line| line.contains("\"type\":\"step\""))
+        .unwrap();
+    let mut turned: serde_json::Value = serde_json::from_str(step).unwrap();
+    (turned["start_ns"], turned["end_ns"]) = (5.into(), 4.into());
+    let told = refusal(&text.replacen(step, &turned.to_string(), 1));
+    assert!(
+        told.ends_with("is not as it has to be: it is from 5 to 4 ns"),
+        "{told}"
+    );
+}
