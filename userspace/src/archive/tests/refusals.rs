@@ -288,7 +288,10 @@ fn manifests_that_do_not_fit_are_refused() {
         refuse(&first(name), in_no_folder);
     }
     refuse(&first("criu/pages-1.img"), "it is listed twice");
-    refuse(&first("map/other.img"), "map/pages-301.img belongs to no image");
+    refuse(
+        &first("map/other.img"),
+        "map/pages-301.img belongs to no image",
+    );
     let link = |target: &'static str| {
         move |manifest: &mut crate::store::Manifest| {
             let mut links = manifest.files.iter_mut().filter(|file| file.link.is_some());
