@@ -219,9 +219,9 @@ fn what_was_read_and_has_changed_is_told_of() {
         shop.finding("read-changed", "settings.json"),
         shop.finding("read-missing", "shop.py"),
     ];
-    assert_eq!(shop.verify(118), expected);
+    assert_eq!(shop.verify(120), expected);
     assert_eq!(shop.restore(&[]), expected);
-    let (printed, _) = expect(118, &mut shop.workspace.warmimg(["verify", "shop"]));
+    let (printed, _) = expect(120, &mut shop.workspace.warmimg(["verify", "shop"]));
     assert!(printed.starts_with("STALE    shop ("), "{printed}");
     let (printed, _) = expect(0, &mut shop.workspace.warmimg(["restore", "-d", "shop"]));
     shop.server.client.ask_until_answered();
@@ -231,7 +231,7 @@ fn what_was_read_and_has_changed_is_told_of() {
         printed.contains("Warning: the image may be stale\n"),
         "{printed}"
     );
-    let error = shop.refuse(118, &["--strict"]);
+    let error = shop.refuse(120, &["--strict"]);
     assert!(
         error.contains("--allow read-missing,read-changed"),
         "{error}"
@@ -407,7 +407,7 @@ fn another_environment_host_and_time_zone_are_told_of() {
         .args(verify.get_args())
         .env("WARMIMG_STORE", shop.workspace.store())
         .env("SHOP_MODE", "winter");
-    let (printed, _) = expect(118, &mut command);
+    let (printed, _) = expect(120, &mut command);
     assert!(
         !printed.contains("summer") && !printed.contains("winter"),
         "{printed}"

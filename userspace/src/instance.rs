@@ -31,6 +31,7 @@ use crate::{
     listener::Listener,
     memory::{self, Memory},
     network::Addresses,
+    private,
     spawn::{EXIT_FILE, GUARD_FILE},
     sys,
     tree::{self, HostPid},
@@ -232,7 +233,7 @@ fn write_record(folder: &Path, record: &Record) -> Result<(), InstanceError> {
     let bytes = serde_json::to_vec(record).unwrap_or_default();
     // Others may write it at the same time.
     let aside = folder.join(format!(".instance.json.{}", std::process::id()));
-    fs::write(&aside, bytes)
+    private::write(&aside, &bytes)
         .and_then(|()| fs::rename(&aside, &path))
         .map_err(write_error(&path))
 }

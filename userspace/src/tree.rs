@@ -184,7 +184,7 @@ pub fn find(init: HostPid, wanted: NsPid) -> Option<HostPid> {
     found.into_iter().find(|&pid| ns_pid(pid) == Some(wanted))
 }
 
-/// Whether every thread of a process is stopped.
+/// Whether every thread of a process is stopped, be it by a tracer.
 pub fn is_stopped(pid: HostPid) -> bool {
     let Ok(tasks) = Process::new(pid.0).and_then(|process| process.tasks()) else {
         return true;
@@ -192,7 +192,7 @@ pub fn is_stopped(pid: HostPid) -> bool {
     tasks
         .flatten()
         .filter_map(|task| task.stat().ok())
-        .all(|stat| matches!(stat.state, 'T' | 'Z' | 'X'))
+        .all(|stat| matches!(stat.state, 'T' | 't' | 'Z' | 'X'))
 }
 
 /// A process of which a thread waits in vfork(2), and the child it waits for.

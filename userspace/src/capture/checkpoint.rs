@@ -114,6 +114,7 @@ pub async fn checkpoint(
     let dump_at = since(begun_at);
     let wanted = Wanted {
         made_since: begun_at,
+        exec_at: Some(begun_at),
         outbound: options.outbound,
         // Killed by CRIU, the root of an instance would take the whole namespace with it, and CRIU.
         after: AfterDump::LeaveStopped,

@@ -19,7 +19,8 @@ use crate::{
     host::{self, Host, Surroundings},
     listener::{self, Listener},
     lock::{self, FileLock},
-    obstacle,
+    obstacle::{self, Obstacle, Obstacles},
+    sensitive,
     spawn::Sandbox,
     store::{
         self, Capture, CommandInfo, CriuInfo, Image, Manifest, ReadFiles, Role, Staging, Store,
@@ -34,6 +35,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub struct Wanted {
     /// Temporary files made since then are the tree's own.
     pub made_since: SystemTime,
+    /// When the command was executed, if that is known.
+    pub exec_at: Option<SystemTime>,
     pub outbound: TcpConnections,
     pub after: AfterDump,
     /// CRIU's names of what standard output and standard error are, if they are to be replaced.
@@ -74,11 +77,23 @@ pub async fn dump(
     tree: &FrozenTree,
     wanted: &Wanted,
 ) -> Result<Dumped, CaptureError> {
-    let connections = treat_connections(tree, wanted.outbound)?;
-    let unix_close = unix_to_close(tree);
+    let hindering = hindering(tree, wanted.outbound);
     let has_sys_resource = host::capabilities().contains(CapabilitySet::SYS_RESOURCE);
-    let user = criu::choose_user(&tree.members, has_sys_resource)?;
-    obstacle::look_for(&tree.members)?;
+    let user = criu::choose_user(&tree.members, has_sys_resource);
+    let mut found = obstacle::look_for(&tree.members, sandbox.init(), wanted.exec_at);
+    if !found.is_empty() {
+        // All of them at once.
+        found.extend(hindering.iter().map(Obstacle::connection));
+        found.extend(user.as_ref().err().map(Obstacle::users));
+        return Err(Obstacles(found).into());
+    }
+    if !hindering.is_empty() {
+        let connections = hindering;
+        return Err(CaptureError::Connected { connections });
+    }
+    let user = user?;
+    let connections = treat_connections(tree, wanted.outbound);
+    let unix_close = unix_to_close(tree);
     let locks = lock::held_by(&tree.members);
     carry::delete_mapped(&tree.members, wanted.made_since).map_err(CaptureError::Carry)?;
     let request = criu::DumpRequest {
@@ -136,11 +151,15 @@ pub fn keep(
     };
     let begun = Instant::now();
     let dependencies = fit::identify(held(&images)?);
-    match origin.read {
-        FilesRead::Seen(read) => read.record(&dependencies).write(&staging)?,
-        FilesRead::OfOrigin(Some(read)) => read.write(&staging)?,
-        FilesRead::OfOrigin(None) => {}
+    let read = match origin.read {
+        FilesRead::Seen(read) => Some(read.record(&dependencies)),
+        FilesRead::OfOrigin(read) => read,
+    };
+    if let Some(read) = &read {
+        read.write(&staging)?;
     }
+    let read = read.map(|read| read.files).unwrap_or_default();
+    let private_keys = sensitive::private_keys(&dependencies, &read);
     tracing::debug!(
         "files outside of the image recorded in {:?}",
         begun.elapsed()
@@ -172,6 +191,7 @@ pub fn keep(
         },
         surroundings: Some(Surroundings::read().map_err(CaptureError::Host)?),
         dependencies,
+        private_keys,
         files: vec![],
     };
     Ok(store.commit(staging, manifest, name)?)
@@ -188,12 +208,8 @@ fn held(images: &Path) -> Result<Vec<Seen>, EditError> {
     Ok(uses.map(|(path, of)| Seen::now(path, role(of))).collect())
 }
 
-/// What becomes of the TCP connections of a tree. Those of clients are never a hindrance: they are
-/// closed, unless those to others are kept, and they with them. Unix sockets cannot be kept.
-fn treat_connections(
-    tree: &FrozenTree,
-    outbound: TcpConnections,
-) -> Result<TcpConnections, CaptureError> {
+/// The connections to others of which nothing was said. Unix sockets cannot be kept.
+fn hindering(tree: &FrozenTree, outbound: TcpConnections) -> Vec<Connection> {
     let hinders = |c: &&Connection| {
         let is_allowed = match outbound {
             TcpConnections::None => false,
@@ -202,17 +218,19 @@ fn treat_connections(
         };
         c.peer.is_some() && !c.is_inbound(&tree.listeners) && !is_allowed
     };
-    let connections: Vec<_> = tree.connections.iter().filter(hinders).cloned().collect();
-    if !connections.is_empty() {
-        return Err(CaptureError::Connected { connections });
-    }
+    tree.connections.iter().filter(hinders).cloned().collect()
+}
+
+/// What becomes of the TCP connections of a tree. Those of clients are never a hindrance: they are
+/// closed, unless those to others are kept, and they with them.
+fn treat_connections(tree: &FrozenTree, outbound: TcpConnections) -> TcpConnections {
     let mut tcp = tree.connections.iter().filter(|c| c.is_tcp()).peekable();
     let has_outbound = tcp.clone().any(|c| !c.is_inbound(&tree.listeners));
-    Ok(match (tcp.peek(), has_outbound) {
+    match (tcp.peek(), has_outbound) {
         (None, _) => TcpConnections::None,
         (Some(_), true) => outbound,
         (Some(_), false) => TcpConnections::Closed,
-    })
+    }
 }
 
 /// The Unix sockets whose other ends are not in the tree: none of them goes on.

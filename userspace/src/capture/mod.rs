@@ -1,5 +1,6 @@
 //! From a command to an image: composes spawn, watch, freeze, dump, edit and store.
 
+mod check;
 pub mod checkpoint;
 mod dump;
 mod reads;
@@ -20,11 +21,11 @@ use crate::{
         kerndat::Kerndat,
     },
     edit::{self, EditError},
-    freeze::{self, FreezeError},
+    freeze::{self, FreezeError, FrozenTree},
     hook::{Hook, HookError},
     host,
     listener::{Listener, Wanted},
-    obstacle::Obstacle,
+    obstacle::Obstacles,
     output::Output,
     profile::{Profile, Recorder, Subject},
     spawn::{Command, Sandbox, SpawnError},
@@ -36,8 +37,12 @@ use crate::{
 
 use rustix::process::Signal;
 
+pub use self::check::check;
 pub(crate) use self::dump::keep_log;
-use self::{reads::Reads, start_up::StartUp};
+use self::{
+    reads::{Read, Reads},
+    start_up::StartUp,
+};
 
 /// How long init may take to tell that the server has ended.
 const EXIT_LIMIT: Duration = Duration::from_secs(1);
@@ -58,7 +63,7 @@ pub enum CaptureError {
     #[error(transparent)]
     User(#[from] UserError),
     #[error(transparent)]
-    Obstacle(#[from] Obstacle),
+    Obstacles(#[from] Obstacles),
     #[error(transparent)]
     Criu(#[from] CriuError),
     #[error(transparent)]
@@ -266,6 +271,17 @@ pub struct Made {
     profile: Option<Profile>,
 }
 
+/// A command that stands still at its capture point.
+struct Frozen<'a> {
+    start_up: StartUp<'a>,
+    tree: FrozenTree,
+    /// How long it took to freeze it.
+    time: Duration,
+    read: Read,
+    profile: Option<Profile>,
+    dropped_events: u64,
+}
+
 impl<'a> Attempt<'a> {
     /// Prepares everything; the command does not run yet.
     ///
@@ -314,15 +330,74 @@ impl<'a> Attempt<'a> {
     /// # Errors
     /// See [`CaptureError`].
     pub async fn make(&mut self, mut progress: impl FnMut(Progress)) -> Result<Made, CaptureError> {
+        let staging = self.staging.take().expect("an attempt is made once");
+        let mut frozen = self.freeze(&mut progress).await?;
+        let dumped = self.dump(&staging, &mut frozen, &mut progress).await?;
         let Self {
             store,
             options,
             sandbox,
-            output,
-            kerndat,
             ..
         } = self;
-        let staging = self.staging.take().expect("an attempt is made once");
+        let Frozen {
+            start_up,
+            tree,
+            time: freeze_time,
+            read,
+            profile,
+            dropped_events,
+        } = frozen;
+        if options.leave_running {
+            sandbox.set_main(tree.root).await?;
+            tree.signal(Signal::CONT);
+        }
+
+        progress(Progress::Storing);
+        if options.point == CapturePoint::PreListen {
+            let listener = start_up.listens.last().ok_or(CaptureError::NoListener)?;
+            edit::before_listen(&staging.criu(), listener)?;
+        }
+        let after_restore = options.how.after_restore.iter().map(ToString::to_string);
+        let origin = dump::Origin {
+            version: self.version,
+            command: CommandInfo {
+                words: options.command.words(),
+                working_directory: options.command.working_directory.clone(),
+                user: options.command.user.as_ref().map(|user| user.name.clone()),
+                environment: options.command.environment(),
+            },
+            capture: Capture {
+                point: options.point,
+                start_up_us: start_up.duration_us(),
+                freeze_us: freeze_time.as_micros() as u64,
+                dump_us: dumped.time.as_micros() as u64,
+                time_line: start_up.time_line(&tree),
+                dropped_events,
+            },
+            after_restore: after_restore.collect(),
+            outputs: start_up.pipe_names.clone().map(Some),
+            read: dump::FilesRead::Seen(read),
+        };
+        let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;
+        Ok(Made {
+            image,
+            forked_after_listen: start_up.forked_after_listen,
+            profile,
+        })
+    }
+
+    /// Starts the command, and freezes it at the capture point.
+    async fn freeze(
+        &mut self,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<Frozen<'a>, CaptureError> {
+        let Self {
+            options,
+            sandbox,
+            output,
+            ..
+        } = self;
+        let options = *options;
         progress(Progress::Attaching);
         let stop_at = Some(options.point).filter(|_| !options.runs_on());
         let listener = options.how.listener.as_ref();
@@ -380,57 +455,39 @@ impl<'a> Attempt<'a> {
         let read = reads.finish()?;
         // Detached before CRIU works in the tree: what it does there is not the server's doing.
         drop(watch);
+        Ok(Frozen {
+            start_up,
+            tree,
+            time: freeze_time,
+            read,
+            profile,
+            dropped_events,
+        })
+    }
+
+    /// Lets CRIU dump what is frozen.
+    async fn dump(
+        &mut self,
+        staging: &Staging,
+        frozen: &mut Frozen<'_>,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<dump::Dumped, CaptureError> {
         progress(Progress::Dumping {
-            processes: tree.members.len(),
+            processes: frozen.tree.members.len(),
         });
         let wanted = dump::Wanted {
             made_since: self.begun_at,
-            outbound: options.how.outbound,
-            after: match options.leave_running {
+            exec_at: frozen.start_up.exec_at(),
+            outbound: self.options.how.outbound,
+            after: match self.options.leave_running {
                 true => AfterDump::LeaveStopped,
                 false => AfterDump::Kill,
             },
-            outputs: start_up.pipe_names.clone().map(Some),
+            outputs: frozen.start_up.pipe_names.clone().map(Some),
         };
-        start_up.mark("dump");
-        let dumped = dump::dump((*store, kerndat), sandbox, &staging, &tree, &wanted).await?;
-        if options.leave_running {
-            sandbox.set_main(tree.root).await?;
-            tree.signal(Signal::CONT);
-        }
-
-        progress(Progress::Storing);
-        if options.point == CapturePoint::PreListen {
-            let listener = start_up.listens.last().ok_or(CaptureError::NoListener)?;
-            edit::before_listen(&staging.criu(), listener)?;
-        }
-        let after_restore = options.how.after_restore.iter().map(ToString::to_string);
-        let origin = dump::Origin {
-            version: self.version,
-            command: CommandInfo {
-                words: options.command.words(),
-                working_directory: options.command.working_directory.clone(),
-                user: options.command.user.as_ref().map(|user| user.name.clone()),
-                environment: options.command.environment(),
-            },
-            capture: Capture {
-                point: options.point,
-                start_up_us: start_up.duration_us(),
-                freeze_us: freeze_time.as_micros() as u64,
-                dump_us: dumped.time.as_micros() as u64,
-                time_line: start_up.time_line(&tree),
-                dropped_events,
-            },
-            after_restore: after_restore.collect(),
-            outputs: wanted.outputs,
-            read: dump::FilesRead::Seen(read),
-        };
-        let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;
-        Ok(Made {
-            image,
-            forked_after_listen: start_up.forked_after_listen,
-            profile,
-        })
+        frozen.start_up.mark("dump");
+        let place = (self.store, &self.kerndat);
+        dump::dump(place, &mut self.sandbox, staging, &frozen.tree, &wanted).await
     }
 
     /// The server, which goes on running if it was to be left running.

@@ -8,7 +8,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::PathBuf,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::{CaptureError, NotReached, Options, Progress, reads::Reads};
@@ -300,6 +300,13 @@ impl<'a> StartUp<'a> {
         let root = self.root.unwrap_or(HostPid(0));
         self.moments.push((now, root, event.to_owned()));
         now
+    }
+
+    /// When the command was executed, by the clock on the wall.
+    pub fn exec_at(&self) -> Option<SystemTime> {
+        let now = crate::host::Clocks::now().monotonic_ns;
+        let ago = now.checked_sub(self.exec_ns?)?;
+        SystemTime::now().checked_sub(Duration::from_nanos(ago))
     }
 
     fn since_exec_us(&self, time_ns: u64) -> u64 {

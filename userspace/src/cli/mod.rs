@@ -122,6 +122,10 @@ pub enum Command {
     /// List images, newest first
     Images,
     /// Show what an image holds
+    ///
+    /// Also what may be secret in it, or should not be the same in all copies: variables and private
+    /// keys, by their names, and generators of random numbers that were seeded before the freeze. With
+    /// --json, the values of all variables are shown as well.
     Inspect(Inspect),
     /// Check that images are still what was captured, fit this host, and are not stale
     ///
@@ -135,7 +139,7 @@ pub enum Command {
     /// it is no longer so, of which a restore warns (files that it read, environment, name of the host,
     /// processors, memory).
     ///
-    /// Exits with 108 if an image is damaged, else with 113 if one can break, else with 118 if one may be
+    /// Exits with 108 if an image is damaged, else with 113 if one can break, else with 120 if one may be
     /// stale.
     Verify(Verify),
     /// Show what differs between two images
@@ -209,6 +213,10 @@ pub struct Capture {
     /// Write a profile of the start-up to this file, as `warmimg profile -o` does
     #[arg(long, value_name = "FILE")]
     pub profile: Option<PathBuf>,
+    /// Only tell what stands in the way of an image: the server is started, frozen, looked at and
+    /// ended, and nothing is stored; exits with 111 if anything does
+    #[arg(long, conflicts_with_all = ["name", "leave_running", "profile"])]
+    pub check: bool,
     /// The server and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     capture::{self, Options},
     cli::{self, At},
-    error::Error,
+    error::{Error, ExitCode},
     profile::stacks::FREQUENCY,
     report::Report,
     spawn::Command,
@@ -36,6 +36,7 @@ pub async fn run(
     let (point, points) = match arguments.at {
         At::Point(point) => (point, vec![point]),
         At::Auto if arguments.leave_running => return Err(Error::AutoOnce("--leave-running")),
+        At::Auto if arguments.check => return Err(Error::AutoOnce("--check")),
         At::Auto if arguments.profile.is_some() => return Err(Error::AutoOnce("--profile")),
         At::Auto if arguments.how.connections.tcp_established => {
             return Err(Error::EstablishedAgain("--at auto"));
@@ -60,6 +61,19 @@ pub async fn run(
         return Ok(0);
     }
     let progress = report.progress();
+    if arguments.check {
+        let found = capture::check(&store, &criu, &options, signals.ended(), |step| {
+            progress.show(&step);
+        })
+        .await;
+        progress.clear();
+        let found = found?;
+        report.checked(&options.command.words(), point, &found)?;
+        return Ok(match found.is_empty() {
+            true => ExitCode::Success as u8,
+            false => ExitCode::UnsupportedTree as u8,
+        });
+    }
     let captured = capture::capture(&store, &criu, &options, signals.ended(), |step| {
         progress.show(&step);
     })

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Program, ProgramError, Version};
-use crate::{host, tree::HostPid};
+use crate::{host, private, tree::HostPid};
 
 /// The name that CRIU gives the file.
 const FILE: &str = "criu.kdat";
@@ -42,7 +42,7 @@ impl Kerndat {
         );
         let key = blake3::hash(identity.as_bytes()).to_hex();
         let folder = parent.join(&key[..16]);
-        fs::create_dir_all(&folder)?;
+        private::make_folders(&folder)?;
         Ok(Self { folder })
     }
 
@@ -72,7 +72,7 @@ impl Kerndat {
             .folder
             .join(format!("{VERSION}.{}", std::process::id()));
         // Only a cache: without it, the next asks again.
-        let _ = fs::write(&aside, bytes).and_then(|()| fs::rename(aside, path));
+        let _ = private::write(&aside, &bytes).and_then(|()| fs::rename(aside, path));
         Ok(version)
     }
 
@@ -88,7 +88,7 @@ impl Kerndat {
             .join(FILE);
         let data = fs::read(Path::new(&format!("/proc/{init}/root")).join(seen_there))?;
         let aside = self.folder.join(format!("{FILE}.{}", std::process::id()));
-        fs::write(&aside, data)?;
+        private::write(&aside, &data)?;
         fs::rename(aside, self.folder.join(FILE))?;
         self.remove_others();
         Ok(())

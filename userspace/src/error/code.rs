@@ -8,11 +8,12 @@ use crate::{
     bench::{BenchError, RunError},
     capture::CaptureError,
     cgroup::CgroupError,
-    criu::CriuError,
+    criu::{CriuError, Operation},
     edit::EditError,
     freeze::FreezeError,
     hook::HookError,
     instance::InstanceError,
+    obstacle,
     restore::RestoreError,
     spawn::{CommandError, SpawnError, Step},
     store::StoreError,
@@ -136,7 +137,7 @@ impl Error {
                 CaptureError::Busy { .. } | CaptureError::Connected { .. } => ExitCode::Connected,
                 CaptureError::NoProcess(_) => ExitCode::UnknownInstance,
                 CaptureError::User(_)
-                | CaptureError::Obstacle(_)
+                | CaptureError::Obstacles(_)
                 | CaptureError::Terminal { .. }
                 | CaptureError::Own { .. }
                 | CaptureError::Unreadable { .. }
@@ -190,10 +191,14 @@ fn hook_code(error: &HookError) -> ExitCode {
 }
 
 fn criu_code(error: &CriuError) -> ExitCode {
-    if is_disk_full(error) {
-        ExitCode::DiskFull
-    } else {
-        ExitCode::CriuFailed
+    match error {
+        error if is_disk_full(error) => ExitCode::DiskFull,
+        CriuError::Failed {
+            operation: Operation::Dump,
+            lines,
+            ..
+        } if !obstacle::in_log(lines).is_empty() => ExitCode::UnsupportedTree,
+        _ => ExitCode::CriuFailed,
     }
 }
 

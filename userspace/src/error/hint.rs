@@ -14,7 +14,7 @@ use crate::{
     freeze::FreezeError,
     hook::HookError,
     instance::InstanceError,
-    obstacle::Obstacle,
+    obstacle::{self, Obstacle, Obstacles},
     requirements::RequirementError,
     restore::RestoreError,
     spawn::{CommandError, SpawnError},
@@ -151,6 +151,7 @@ impl Error {
             Self::AutoOnce("--profile") => {
                 "name a point with --at, or profile the start-up by itself: warmimg profile".into()
             }
+            Self::AutoOnce("--check") => "check the point that matters, as --at ready".into(),
             Self::AutoOnce(_) => "restore the image when it is made".into(),
             Self::HookWithoutPoint => {
                 "at every other point the tree stands still before the server can be told anything"
@@ -187,6 +188,9 @@ impl Error {
             Self::Restore(
                 RestoreError::Unfit { findings, .. } | RestoreError::Stale { findings, .. },
             ) => vec![("What it means", meanings(findings))],
+            Self::Capture(CaptureError::Obstacles(obstacles)) => {
+                vec![("What stands in the way", explained(obstacles))]
+            }
             Self::Capture(CaptureError::Criu(CriuError::Failed { lines, .. }))
             | Self::Restore(RestoreError::Criu(CriuError::Failed { lines, .. })) => {
                 vec![("Last lines of CRIU's log", lines.clone())]
@@ -196,6 +200,21 @@ impl Error {
         let is_worth = |(_, lines): &(&str, Vec<String>)| !lines.is_empty();
         lists.into_iter().filter(is_worth).collect()
     }
+}
+
+/// What each obstacle is and means, and what to do about it.
+fn explained(Obstacles(found): &Obstacles) -> Vec<String> {
+    let explain = |obstacle: &Obstacle| {
+        let code = obstacle.code;
+        let made = obstacle.origin();
+        let made = made.map_or_else(String::new, |origin| format!(" (made {origin})"));
+        [
+            format!("{code}: {obstacle}{made}"),
+            format!("    so: {}", code.meaning()),
+            format!("    fix: {}", code.fix()),
+        ]
+    };
+    found.iter().flat_map(explain).collect()
 }
 
 /// What each kind of finding means.
@@ -451,16 +470,9 @@ fn capture_hint(error: &CaptureError) -> Option<String> {
              execute the program first; or choose another point with --at"
                 .into()
         }
-        CaptureError::Obstacle(obstacle) => match obstacle {
-            Obstacle::Headless { .. } => {
-                "let the main thread wait for the others instead of ending".into()
-            }
-            Obstacle::Session { .. } => "start it in a session of its own: setsid COMMAND".into(),
-            Obstacle::Linked { .. } | Obstacle::TooBig { .. } => {
-                "let the server keep the file's name while it uses it, or choose a point with --at \
-                 at which it does not"
-                    .into()
-            }
+        CaptureError::Obstacles(Obstacles(found)) => match &found[..] {
+            [one] => one.code.fix().into(),
+            _ => "`warmimg capture --check` tells whether they are gone, and stores nothing".into(),
         },
         CaptureError::Watch(WatchError::NoBtf(_)) => {
             "a kernel built with CONFIG_DEBUG_INFO_BTF is needed".into()
@@ -524,6 +536,13 @@ fn bench_hint(error: &BenchError) -> Option<String> {
 fn criu_hint(error: &CriuError) -> Option<String> {
     match error {
         error if is_disk_full(error) => Some(SPACE.into()),
+        CriuError::Failed { lines, log, .. } if !obstacle::in_log(lines).is_empty() => {
+            let found = obstacle::in_log(lines);
+            let code = found[0].code;
+            let (meaning, fix) = (code.meaning(), code.fix());
+            let log = log.display();
+            Some(format!("{code}: {meaning}; {fix}; the whole log is {log}"))
+        }
         CriuError::Failed { log, .. } => Some(format!(
             "the whole log is {}; `warmimg doctor` tests CRIU on this host",
             log.display()

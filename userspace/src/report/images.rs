@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     error::Error,
-    fit::{Code, Finding, Severity},
+    fit::{self, Finding, Severity},
+    sensitive::{self, Code, Sensitive},
     store::{Damage, Digest, Image, Verification},
 };
 
@@ -41,8 +42,16 @@ impl Report {
     }
 
     pub fn inspected(&self, image: &Image) -> Result<(), Error> {
+        let sensitive = sensitive::of(image)?;
         if self.json {
-            return self.line("image", image_json(image));
+            let mut object = image_json(image);
+            let tell = |found: &Sensitive| {
+                let mut object = json!(found);
+                object["advice"] = found.code.advice().into();
+                object
+            };
+            object["sensitive"] = sensitive.iter().map(tell).collect();
+            return self.line("image", object);
         }
         let manifest = &image.manifest;
         let mut out = Lines::default();
@@ -106,6 +115,18 @@ impl Report {
                 process.uid,
                 Bytes(process.resident_bytes),
             ));
+        }
+        if !sensitive.is_empty() {
+            out.add("");
+            out.add("What may be secret, or should not be the same in all copies:");
+        }
+        let mut codes: Vec<Code> = sensitive.iter().map(|found| found.code).collect();
+        codes.dedup();
+        for code in codes {
+            out.add(&format!("  {}: {}", code.name(), code.advice()));
+            for found in sensitive.iter().filter(|found| found.code == code) {
+                out.add(&format!("    {} ({})", found.about, found.note));
+            }
         }
         out.print()
     }
@@ -187,7 +208,7 @@ impl Report {
             for finding in &findings {
                 out.add(&format!("         {title}: {finding}"));
             }
-            let codes: BTreeSet<Code> = findings.iter().map(|finding| finding.code).collect();
+            let codes: BTreeSet<fit::Code> = findings.iter().map(|finding| finding.code).collect();
             for code in codes {
                 out.add(&format!("         {code} means: {}", code.meaning()));
             }

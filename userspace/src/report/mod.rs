@@ -4,6 +4,7 @@ mod archives;
 mod bench;
 mod diff;
 mod images;
+mod obstacles;
 pub mod profile;
 mod progress;
 mod restored;

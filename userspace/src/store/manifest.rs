@@ -69,6 +69,9 @@ pub struct Manifest {
     pub surroundings: Option<Surroundings>,
     /// Files outside the image that a restore opens.
     pub dependencies: Vec<Dependency>,
+    /// The private keys among the files that were read or are held.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub private_keys: Vec<PathBuf>,
     /// The files of the image.
     pub files: Vec<ImageFile>,
 }

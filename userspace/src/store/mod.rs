@@ -38,10 +38,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
-    edit,
-    working_set::Touched,
-};
+use crate::{edit, working_set::Touched};
 
 pub use self::{
     error::StoreError,

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, fs, os::unix::fs::DirBuilderExt as _, path::Pat
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, Image, Staging, Store, StoreError, read_error, sync_folder, write_error};
+use crate::private;
 
 /// The files that were read.
 const READ: &str = "fit/read.json";
@@ -88,7 +89,7 @@ impl ReadFiles {
             .map_err(write_error(&folder))?;
         let path = staging.image().join(READ);
         let bytes = serde_json::to_vec(self).map_err(|error| write_error(&path)(error.into()))?;
-        fs::write(&path, bytes).map_err(write_error(&path))
+        private::write(&path, &bytes).map_err(write_error(&path))
     }
 }
 
@@ -132,7 +133,7 @@ impl Store {
         let staging = self.stage()?;
         let aside = staging.work().join(KNOWN);
         let bytes = serde_json::to_vec(known).map_err(|error| write_error(&aside)(error.into()))?;
-        fs::write(&aside, bytes).map_err(write_error(&aside))?;
+        private::write(&aside, &bytes).map_err(write_error(&aside))?;
         let path = image.folder.join(KNOWN);
         fs::rename(&aside, &path).map_err(write_error(&path))?;
         sync_folder(&image.folder)

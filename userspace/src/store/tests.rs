@@ -49,6 +49,7 @@ pub(crate) fn manifest(created_ms: u64) -> Manifest {
         },
         surroundings: None,
         dependencies: vec![],
+        private_keys: vec![],
         files: vec![],
     }
 }

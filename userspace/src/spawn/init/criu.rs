@@ -94,6 +94,8 @@ impl Init<'_> {
             )?;
             sys::place(errors.as_raw_fd(), 1)?;
             sys::place(errors.as_raw_fd(), 2)?;
+            // What it writes is for its owner alone; those that it restores have their own.
+            rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
             if uid != 0 {
                 drop_to(uid, gid)?;
             }
