@@ -241,6 +241,32 @@ fn whatever_happens_the_command_is_run() {
         "{said}"
     );
 
+    // Neither without eBPF, nor without namespaces, nor on a disk that is full.
+    for (fault, said) in [
+        ("inject=bpf:error=EPERM", "No image was made: "),
+        (
+            "inject=clone3:error=EPERM",
+            "Starting cold (unable): cannot make the namespaces",
+        ),
+        ("inject=mkdir:error=ENOSPC", "No image was made: "),
+    ] {
+        let words = ["-qq", "-o", "/dev/null", "-e", fault];
+        let below = shell("echo started; exit 7");
+        let mut strace = Command::new("strace");
+        strace
+            .args(words)
+            .arg(below.get_program())
+            .args(below.get_args());
+        strace.envs(
+            below
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        let (output, complaint) = expect(7, &mut strace);
+        assert_eq!(output, "started\n", "{fault}");
+        assert!(complaint.contains(said), "{fault}: {complaint}");
+    }
+
     // A server that is not ready in time is not captured, and runs on.
     let mut slow = site
         .workspace

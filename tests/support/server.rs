@@ -48,10 +48,9 @@ impl Server {
         workspace: &Workspace,
         output: impl Into<Stdio>,
     ) -> ColdServer {
-        let mut command = std::process::Command::new(&self.command[0]);
+        let mut command = std::process::Command::new("setsid");
         command
-            .args(&self.command[1..])
-            .process_group(0)
+            .args(&self.command)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(workspace.path())
             .stdin(Stdio::null())

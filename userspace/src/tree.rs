@@ -140,13 +140,15 @@ pub fn signal(pid: HostPid, signal: rustix::process::Signal) {
     }
 }
 
-/// Sends a signal to what an init has started, if it is there.
-pub fn signal_root(init: HostPid, number: i32) {
-    if let (Some(&root), Some(named)) = (
-        children(init).first(),
-        rustix::process::Signal::from_named_raw(number),
-    ) {
-        signal(root, named);
+/// Sends a signal to what an init has started; returns whether it is there.
+pub fn signal_root(init: HostPid, number: i32) -> bool {
+    let named = rustix::process::Signal::from_named_raw(number);
+    match (children(init).first(), named) {
+        (Some(&root), Some(named)) => {
+            signal(root, named);
+            true
+        }
+        _ => false,
     }
 }
 

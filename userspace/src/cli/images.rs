@@ -67,7 +67,7 @@ pub struct Prune {
     #[arg(long, value_name = "N", group = "rules")]
     pub keep: Option<usize>,
     /// Remove images that are older, as 7d or 12h
-    #[arg(long, value_name = "TIME", group = "rules", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", group = "rules", value_parser = age)]
     pub older_than: Option<Duration>,
     /// Remove the oldest until the rest is no larger, in bytes or with K, M or G
     #[arg(long, value_name = "SIZE", group = "rules", value_parser = size)]
@@ -95,4 +95,8 @@ impl Prune {
 fn size(text: &str) -> Result<u64, String> {
     let Memory(bytes) = text.parse()?;
     Ok(bytes.unwrap_or(u64::MAX))
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; an age is such as 12h or 7d"))
 }

@@ -67,13 +67,7 @@ pub async fn run(global: &cli::Global, arguments: &cli::Run, report: &Report) ->
     let how = arguments.how.checked(&[point])?;
     let (store, criu) = match prepare(global) {
         Ok(prepared) => prepared,
-        Err(error) => {
-            report.run_cold(&ColdReason::Unable(error.to_string()))?;
-            ready();
-            let (step, source) = command.replace_this();
-            let failed = start_up::exec_error(&command, SpawnError::Init { step, source });
-            return Err(failed.into());
-        }
+        Err(error) => return Err(unable(report, &command, &error)),
     };
     let server = Server {
         store: &store,
@@ -106,6 +100,16 @@ pub async fn run(global: &cli::Global, arguments: &cli::Run, report: &Report) ->
     };
     let captures = !arguments.no_capture && !is_kept;
     server.start_cold(captures, &mut signals).await
+}
+
+/// Lets the command take the place of warmimg, which cannot work here. Returns only if that fails.
+fn unable(report: &Report, command: &Command, error: &Error) -> Error {
+    if let Err(error) = report.run_cold(&ColdReason::Unable(error.to_string())) {
+        return error;
+    }
+    ready();
+    let (step, source) = command.replace_this();
+    start_up::exec_error(command, SpawnError::Init { step, source }).into()
 }
 
 /// Tells a service manager, if one has asked for it, that the server listens.
@@ -215,19 +219,40 @@ impl Server<'_> {
     /// Starts the command, and makes an image of it if it is to and nobody else does.
     async fn start_cold(&self, captures: bool, signals: &mut Signals) -> Result<u8, Error> {
         let lock = match captures {
-            true => self.store.single_flight(&self.options.name)?,
-            false => None,
+            true => self.store.single_flight(&self.options.name),
+            false => Ok(None),
         };
-        let Some(_lock) = lock else {
-            let (mut sandbox, output) =
-                start_up::sandbox_without_images(&self.options.command).await?;
-            output.forward();
-            sandbox.start().await.map_err(CaptureError::Spawn)?;
-            let executed = sandbox.go().await;
-            executed.map_err(|error| start_up::exec_error(&self.options.command, error))?;
-            return self.supervise(sandbox, output, false, signals).await;
+        match lock {
+            Ok(None) => {}
+            Ok(Some(_lock)) => {
+                if let Some(code) = self.start_capturing(signals).await? {
+                    return Ok(code);
+                }
+            }
+            Err(error) => self.report.run_not_captured(&error.into())?,
+        }
+        let started = start_up::sandbox_without_images(&self.options.command).await;
+        let (mut sandbox, output) = match started {
+            Ok(started) => started,
+            Err(error) => return Err(unable(self.report, &self.options.command, &error.into())),
         };
-        let mut attempt = Attempt::new(self.store, self.criu, &self.options).await?;
+        output.forward();
+        sandbox.start().await.map_err(CaptureError::Spawn)?;
+        let executed = sandbox.go().await;
+        executed.map_err(|error| start_up::exec_error(&self.options.command, error))?;
+        self.supervise(sandbox, output, false, signals).await
+    }
+
+    /// Starts the command, and makes an image of it. Returns its exit code, or nothing if it could not
+    /// even be started so.
+    async fn start_capturing(&self, signals: &mut Signals) -> Result<Option<u8>, Error> {
+        let mut attempt = match Attempt::new(self.store, self.criu, &self.options).await {
+            Ok(attempt) => attempt,
+            Err(error) => {
+                self.report.run_not_captured(&error.into())?;
+                return Ok(None);
+            }
+        };
         attempt.forward_output();
         let (init, is_frozen) = (attempt.init(), Cell::new(false));
         let made = {
@@ -242,28 +267,34 @@ impl Server<'_> {
                 tokio::select! {
                     made = &mut making => break made,
                     // One that comes while it is frozen would be part of the image.
-                    number = signals.next(), if !is_frozen.get() => tree::signal_root(init, number),
+                    number = signals.next(), if !is_frozen.get() => {
+                        let is_told = tree::signal_root(init, number);
+                        if !is_told && matches!(number, libc::SIGTERM | libc::SIGINT | libc::SIGQUIT) {
+                            return Err(CaptureError::Interrupted.into());
+                        }
+                    }
                 }
             }
         };
-        let (sandbox, output) = attempt.into_running();
         let is_ready = made.is_ok();
         match made {
             Ok(made) => self.report.run_captured(&made.image)?,
-            Err(CaptureError::Exec { command, source }) => {
-                return Err(CaptureError::Exec { command, source }.into());
-            }
+            Err(error @ CaptureError::Exec { .. }) => return Err(error.into()),
+            Err(CaptureError::ExitedEarly { .. }) => {}
             Err(error) => {
-                if !matches!(error, CaptureError::ExitedEarly { .. }) {
-                    self.report.run_not_captured(&error.into())?;
+                self.report.run_not_captured(&error.into())?;
+                if tree::children(init).is_empty() {
+                    return Ok(None);
                 }
                 tree::resume(init);
             }
         }
+        let (sandbox, output) = attempt.into_running();
         if is_ready {
             ready();
         }
-        self.supervise(sandbox, output, is_ready, signals).await
+        let code = self.supervise(sandbox, output, is_ready, signals).await?;
+        Ok(Some(code))
     }
 
     /// Supervises a server until it ends, and tells when it listens if that is not known.

@@ -124,7 +124,7 @@ impl Error {
             Self::Gate(GateError::NothingInCommon { .. }) => {
                 "measure at the same capture points (--at) as the stored results".into()
             }
-            Self::Import { .. } => "give it a file that --output has written".into(),
+            Self::Import { .. } => "give it a file that `export` or `profile --output` has written".into(),
             Self::Export { .. } => "the folder must be there, and be writable".into(),
             Self::Overwrite(_) => "export to another file, and replace it if all is well".into(),
             Self::Meaningless { .. } => {
