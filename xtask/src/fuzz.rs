@@ -23,20 +23,37 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer
 const SECONDS: u32 = 20;
 
 /// What an input may take: seconds, and MiB of memory.
-const LIMITS: [&str; 2] = ["-timeout=10", "-rss_limit_mb=2048"];
+const LIMITS: [&str; 2] = ["-timeout=60", "-rss_limit_mb=2048"];
 
-/// Runs targets, all of them if none is named: `[--seconds N] [TARGET…]`.
+/// How long a target is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    Seconds(u32),
+    /// So many executions, the same each time.
+    Runs(u32),
+}
+
+impl Extent {
+    fn options(self) -> Vec<String> {
+        match self {
+            Self::Seconds(seconds) => vec![format!("-max_total_time={seconds}")],
+            Self::Runs(runs) => vec!["-seed=1".to_owned(), format!("-runs={runs}")],
+        }
+    }
+}
+
+/// Runs targets, all of them if none is named: `[--seconds N | --runs N] [TARGET…]`.
 pub fn run(runner: &Runner, arguments: &[String]) -> Result<()> {
     let corpus = runner.root.join("tests/fuzz/corpus");
     let known = names(&corpus)?;
-    let (seconds, wanted) = parse(arguments, &known)?;
+    let (extent, wanted) = parse(arguments, &known)?;
     build(runner)?;
     if runner.is_dry() {
         return Ok(());
     }
     let failed: Vec<_> = wanted
         .iter()
-        .map(|target| fuzz(runner, &corpus, target, seconds).map(|passed| (target, passed)))
+        .map(|target| fuzz(runner, &corpus, target, extent).map(|passed| (target, passed)))
         .collect::<Result<_>>()?;
     let failed: Vec<_> = failed.iter().filter(|(_, passed)| !passed).collect();
     let names: Vec<&str> = failed.iter().map(|(name, _)| name.as_str()).collect();
@@ -53,15 +70,19 @@ fn names(corpus: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn parse(arguments: &[String], known: &[String]) -> Result<(u32, Vec<String>)> {
-    let (mut seconds, mut wanted) = (SECONDS, Vec::new());
+fn parse(arguments: &[String], known: &[String]) -> Result<(Extent, Vec<String>)> {
+    let (mut extent, mut wanted) = (Extent::Seconds(SECONDS), Vec::new());
     let mut rest = arguments.iter().filter(|word| *word != "--dry-run");
     while let Some(word) = rest.next() {
         match word.as_str() {
-            "--seconds" => {
+            "--seconds" | "--runs" => {
                 let number = rest.next().and_then(|text| text.parse().ok());
                 let number = number.filter(|&number| number > 0);
-                seconds = number.context("--seconds takes a number from 1 on")?;
+                let number = number.with_context(|| format!("{word} takes a number from 1 on"))?;
+                extent = match word.as_str() {
+                    "--runs" => Extent::Runs(number),
+                    _ => Extent::Seconds(number),
+                };
             }
             name if known.iter().any(|known| known == name) => wanted.push(word.clone()),
             other => bail!("there is no target {other}: known are {}", known.join(", ")),
@@ -70,7 +91,7 @@ fn parse(arguments: &[String], known: &[String]) -> Result<(u32, Vec<String>)> {
     if wanted.is_empty() {
         wanted = known.to_vec();
     }
-    Ok((seconds, wanted))
+    Ok((extent, wanted))
 }
 
 fn triple() -> String {
@@ -88,7 +109,7 @@ fn build(runner: &Runner) -> Result<()> {
 }
 
 /// Runs a target and says how it went; returns whether it passed.
-fn fuzz(runner: &Runner, corpus: &Path, target: &str, seconds: u32) -> Result<bool> {
+fn fuzz(runner: &Runner, corpus: &Path, target: &str, extent: Extent) -> Result<bool> {
     let folder = runner.root.join("target/fuzz");
     // What is found on the way is kept from run to run, aside of the samples.
     let (found, failed) = (folder.join("found").join(target), folder.join("failed"));
@@ -100,7 +121,7 @@ fn fuzz(runner: &Runner, corpus: &Path, target: &str, seconds: u32) -> Result<bo
     let mut command = Command::new(&program);
     command
         .args(LIMITS)
-        .arg(format!("-max_total_time={seconds}"))
+        .args(extent.options())
         .arg(format!("-artifact_prefix={}", input.display()))
         .arg("-print_final_stats=1")
         .args([&found, &corpus.join(target)])
@@ -137,9 +158,17 @@ mod tests {
             let words: Vec<_> = words.iter().map(|&word| word.to_owned()).collect();
             parse(&words, &known)
         };
-        assert_eq!(parsed(&[]).unwrap(), (SECONDS, known.to_vec()));
-        let (seconds, wanted) = parsed(&["elf", "--seconds", "5"]).unwrap();
-        assert_eq!((seconds, wanted), (5, vec!["elf".to_owned()]));
+        assert_eq!(
+            parsed(&[]).unwrap(),
+            (Extent::Seconds(SECONDS), known.to_vec())
+        );
+        let elf = vec!["elf".to_owned()];
+        let seconds = (Extent::Seconds(5), elf.clone());
+        assert_eq!(parsed(&["elf", "--seconds", "5"]).unwrap(), seconds);
+        assert_eq!(
+            parsed(&["--runs", "9", "elf"]).unwrap(),
+            (Extent::Runs(9), elf)
+        );
         for bad in [&["--seconds"][..], &["--seconds", "0"], &["other"]] {
             assert!(parsed(bad).is_err(), "{bad:?}");
         }

@@ -20,7 +20,7 @@ Usage: cargo xtask COMMAND [--dry-run]
   test              set up and run all tests
   check             format, lints (warnings are errors), help texts in README.md, licences
                     and sources of dependencies
-  fuzz [--seconds N] [TARGET…]
+  fuzz [--seconds N | --runs N] [TARGET…]
                     damaged samples for each parser, 20 s each; what makes one fail is kept
   bench [SERVER…]   start-up of the real servers, and the documents made from it; `bench overhead`
                     for what warmimg itself costs, `bench scale` for large heaps, many copies, load

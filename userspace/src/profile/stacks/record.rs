@@ -131,11 +131,11 @@ impl Batch {
         while !rest.is_empty() {
             // Without its length, what follows a record cannot be found.
             let Ok(raw) = next(&mut rest) else {
-                self.lost += 1;
+                self.lost = self.lost.saturating_add(1);
                 return;
             };
             if self.read_one(&raw, switches).is_err() {
-                self.lost += 1;
+                self.lost = self.lost.saturating_add(1);
             }
         }
     }
