@@ -65,12 +65,24 @@ impl FrozenTree {
     }
 }
 
+/// Waits for the parents of a daemon, which may be about to end when it is ready already.
+async fn let_parents_end(init: HostPid) {
+    const PARENTS_LIMIT: Duration = Duration::from_millis(300);
+    let begun = Instant::now();
+    while tree::children(init).len() > 1 && begun.elapsed() < PARENTS_LIMIT {
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
 /// Stops every process of a tree and describes what stands still. `stopped` is the process that the
 /// probe has stopped or is about to.
 ///
 /// # Errors
 /// See [`FreezeError`].
 pub async fn freeze(top: Top, stopped: Option<HostPid>) -> Result<FrozenTree, FreezeError> {
+    if let Top::Init(init) = top {
+        let_parents_end(init).await;
+    }
     let pids = stop_all(top, stopped).await?;
     let first = pids.first().ok_or(FreezeError::Gone)?;
     let clocks = Clocks::of(*first).map_err(|_| FreezeError::Gone)?;
