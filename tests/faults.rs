@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Workspace, describe, finish, free_port, server::Server, servers, wait_until};
+use crate::support::{
+    Workspace, below_strace, describe, finish, free_port, server::Server, servers, wait_until,
+};
 
 /// The system calls between which the world changes, or that it takes to change it.
 const STEPS: [&str; 20] = [
@@ -166,22 +168,6 @@ impl Ground {
             self.tried, self.disturbed
         );
     }
-}
-
-/// A command below strace, which does not follow what it starts.
-fn below_strace(command: &Command, options: &[&str]) -> Command {
-    let mut strace = Command::new("strace");
-    strace
-        .args(options)
-        .arg(command.get_program())
-        .args(command.get_args());
-    strace.envs(
-        command
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    strace.current_dir(command.get_current_dir().unwrap());
-    strace
 }
 
 /// Numbers from 1 to `count`, as far from each other as can be.

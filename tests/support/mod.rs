@@ -235,6 +235,22 @@ impl Killed {
     }
 }
 
+/// A command below strace, which does not follow what it starts.
+pub fn below_strace(command: &std::process::Command, options: &[&str]) -> std::process::Command {
+    let mut strace = std::process::Command::new("strace");
+    strace
+        .args(options)
+        .arg(command.get_program())
+        .args(command.get_args());
+    strace.envs(
+        command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    strace.current_dir(command.get_current_dir().unwrap());
+    strace
+}
+
 /// What `ps` tells of the only instance, once it is there.
 pub fn wait_for_record(workspace: &Workspace) -> serde_json::Value {
     let mut record = serde_json::Value::Null;

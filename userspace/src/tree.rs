@@ -155,9 +155,7 @@ pub fn signal_root(init: HostPid, number: i32) -> bool {
 /// Lets all that an init has below it go on.
 pub fn resume(init: HostPid) {
     for pid in descendants(init) {
-        if pid != init {
-            signal(pid, rustix::process::Signal::CONT);
-        }
+        signal(pid, rustix::process::Signal::CONT);
     }
 }
 

@@ -339,22 +339,18 @@ impl<'a> Attempt<'a> {
             sandbox,
             ..
         } = self;
-        let Frozen {
-            start_up,
-            tree,
-            time: freeze_time,
-            read,
-            profile,
-            dropped_events,
-        } = frozen;
         if options.leave_running {
-            sandbox.set_main(tree.root).await?;
-            tree.signal(Signal::CONT);
+            sandbox.set_main(frozen.tree.root).await?;
+            frozen.tree.signal(Signal::CONT);
         }
 
         progress(Progress::Storing);
         if options.point == CapturePoint::PreListen {
-            let listener = start_up.listens.last().ok_or(CaptureError::NoListener)?;
+            let listener = frozen
+                .start_up
+                .listens
+                .last()
+                .ok_or(CaptureError::NoListener)?;
             edit::before_listen(&staging.criu(), listener)?;
         }
         let after_restore = options.how.after_restore.iter().map(ToString::to_string);
@@ -368,21 +364,21 @@ impl<'a> Attempt<'a> {
             },
             capture: Capture {
                 point: options.point,
-                start_up_us: start_up.duration_us(),
-                freeze_us: freeze_time.as_micros() as u64,
+                start_up_us: frozen.start_up.duration_us(),
+                freeze_us: frozen.time.as_micros() as u64,
                 dump_us: dumped.time.as_micros() as u64,
-                time_line: start_up.time_line(&tree),
-                dropped_events,
+                time_line: frozen.start_up.time_line(&frozen.tree),
+                dropped_events: frozen.dropped_events,
             },
             after_restore: after_restore.collect(),
-            outputs: start_up.pipe_names.clone().map(Some),
-            read: dump::FilesRead::Seen(read),
+            outputs: frozen.start_up.pipe_names.clone().map(Some),
+            read: dump::FilesRead::Seen(frozen.read),
         };
-        let image = dump::keep(store, staging, tree, dumped, origin, &options.name)?;
+        let image = dump::keep(store, staging, frozen.tree, dumped, origin, &options.name)?;
         Ok(Made {
             image,
-            forked_after_listen: start_up.forked_after_listen,
-            profile,
+            forked_after_listen: frozen.start_up.forked_after_listen,
+            profile: frozen.profile,
         })
     }
 

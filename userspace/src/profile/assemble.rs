@@ -68,7 +68,7 @@ pub fn assemble(
         calls: calls(totals),
         files: files(totals, &describer),
         failed_lookups: failed_lookups(&assembly),
-        connections: connections::find(record, origin_ns, assembly.end_ns),
+        connections: connections::find(record, describer.names(), origin_ns, assembly.end_ns),
         faults: faults(totals, &describer),
         stacks,
         critical_path: vec![],

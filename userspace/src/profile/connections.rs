@@ -15,7 +15,7 @@ use super::{
 const DNS_PORT: &str = ":53";
 
 /// The connections between two moments of the record.
-pub fn find(record: &Record, origin_ns: u64, end_ns: u64) -> Vec<Connection> {
+pub fn find(record: &Record, names: &Names, origin_ns: u64, end_ns: u64) -> Vec<Connection> {
     let mut reads: HashMap<Identity, Vec<&Span>> = HashMap::new();
     let mut waits: HashMap<Identity, Vec<&Span>> = HashMap::new();
     for Kept { span, .. } in &record.spans {
@@ -29,7 +29,6 @@ pub fn find(record: &Record, origin_ns: u64, end_ns: u64) -> Vec<Connection> {
             waits.entry(identity).or_default().push(span);
         }
     }
-    let names = Names::of(record);
     let mut found = vec![];
     for Kept { name, span, .. } in &record.spans {
         if !is_connect(span) || span.start_ns < origin_ns || span.start_ns > end_ns {

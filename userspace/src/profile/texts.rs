@@ -64,6 +64,11 @@ impl<'a> Describer<'a> {
         }
     }
 
+    /// The names that peers were known by.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// What a span is about; nothing if there is nothing to say.
     pub fn describe(&self, kept: &Kept) -> Option<String> {
         let span = &kept.span;

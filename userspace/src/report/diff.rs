@@ -172,21 +172,13 @@ fn memory(out: &mut Lines, diff: &Diff) {
 }
 
 fn row(name: &str, counts: &PageCounts) -> [String; 7] {
-    let PageCounts {
-        same,
-        different,
-        only_before,
-        only_after,
-        moved_before,
-        moved_after,
-    } = *counts;
     let numbers = [
-        same,
-        different,
-        only_before,
-        only_after,
-        moved_before,
-        moved_after,
+        counts.same,
+        counts.different,
+        counts.only_before,
+        counts.only_after,
+        counts.moved_before,
+        counts.moved_after,
     ];
     let [a, b, c, d, e, f] = numbers.map(|number| number.to_string());
     [name.to_owned(), a, b, c, d, e, f]
