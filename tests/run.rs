@@ -7,9 +7,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::Signal,
+};
 
-use crate::support::{Killed, Workspace, ask, expect, free_port, wait_until};
+use crate::support::{Killed, Workspace, ask, below_strace, expect, free_port, wait_until};
 
 /// A server that answers with a file it has read when it started.
 const SERVER: &str = r#"
@@ -69,8 +72,11 @@ impl Site {
 
     /// Starts the server, and returns it with what `run` says of its start.
     fn start(&self, options: &[&str]) -> Running<'_> {
+        self.start_as(self.command(options))
+    }
+
+    fn start_as(&self, mut command: Command) -> Running<'_> {
         let log = self.workspace.path().join("run.log");
-        let mut command = self.command(options);
         command.stdout(Stdio::null());
         command.stderr(fs::File::create(&log).unwrap());
         let running = Killed(command.spawn().unwrap());
@@ -105,11 +111,27 @@ impl Running<'_> {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    fn expect(&self, said: &str, answer: &str) {
+    fn wait_for(&self, said: &str) {
         wait_until(said, || match self.said() {
             text if text.contains(said) => Ok(()),
             text => Err(text),
         });
+    }
+
+    /// What the server answers in the network of warmimg.
+    fn answer_inside(&self) -> String {
+        let network = format!("/proc/{}/ns/net", self.warmimg.0.id());
+        let network = fs::File::open(network).unwrap();
+        let port = self.site.port;
+        let asking = std::thread::spawn(move || {
+            setns(network, CloneFlags::CLONE_NEWNET).unwrap();
+            ask::get(port, "/").unwrap()
+        });
+        asking.join().unwrap()
+    }
+
+    fn expect(&self, said: &str, answer: &str) {
+        self.wait_for(said);
         assert_eq!(self.site.answer(), format!("200 {answer}"));
     }
 
@@ -137,6 +159,44 @@ fn a_server_is_started_cold_once_and_restored_from_then_on() {
         let next = site.start(&[]);
         next.expect("Restored site-1", "first");
         assert!(!next.said().contains("cold"), "{}", next.said());
+        next.stop();
+    }
+    site.end();
+}
+
+/// A root, and namespaces, of their own, but the pids of the host.
+const CONTAINER: &str = r#"
+mount --rbind / "$0"
+cd "$0"
+pivot_root . mnt
+umount --lazy mnt
+ip link set lo up
+exec "$@"
+"#;
+
+#[test]
+fn the_entry_point_of_a_container_is_restored_too() {
+    let site = Site::new();
+    let root = site.workspace.path().join("root");
+    fs::create_dir(&root).unwrap();
+    let contained = |options: &[&str]| {
+        let command = site.command(options);
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "--uts", "--ipc", "--net", "--cgroup"]);
+        unshare.args(["sh", "-ec", CONTAINER]).arg(&root);
+        unshare.arg(command.get_program()).args(command.get_args());
+        let variables = command.get_envs();
+        unshare.envs(variables.filter_map(|(name, value)| Some((name, value?))));
+        unshare
+    };
+    let first = site.start_as(contained(&[]));
+    first.wait_for("Captured site");
+    assert_eq!(first.answer_inside(), "200 first");
+    first.stop();
+    for _ in 0..2 {
+        let next = site.start_as(contained(&[]));
+        next.wait_for("Restored site-1");
+        assert_eq!(next.answer_inside(), "200 first");
         next.stop();
     }
     site.end();
@@ -251,17 +311,7 @@ fn whatever_happens_the_command_is_run() {
         ("inject=mkdir:error=ENOSPC", "No image was made: "),
     ] {
         let words = ["-qq", "-o", "/dev/null", "-e", fault];
-        let below = shell("echo started; exit 7");
-        let mut strace = Command::new("strace");
-        strace
-            .args(words)
-            .arg(below.get_program())
-            .args(below.get_args());
-        strace.envs(
-            below
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
+        let mut strace = below_strace(&shell("echo started; exit 7"), &words);
         let (output, complaint) = expect(7, &mut strace);
         assert_eq!(output, "started\n", "{fault}");
         assert!(complaint.contains(said), "{fault}: {complaint}");
