@@ -25,7 +25,7 @@ use crate::{
     cgroup::{Cpus, Limits, Memory, Request},
     criu::TcpConnections,
     error::Error,
-    fit::Allow,
+    fit::{Allow, Allowed},
     hook::{Hook, Variable},
     listener::{Publish, Wanted},
     network::Network,
@@ -359,6 +359,31 @@ impl Connections {
     }
 }
 
+/// How an image comes back.
+#[derive(Debug, Args)]
+pub struct Back {
+    /// How its memory comes back: mapped from the image, and shared with all copies until it is
+    /// written to; copied; or auto, mapped where it can be
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "HOW",
+        hide_possible_values = true
+    )]
+    pub memory: MemoryMode,
+    /// Restore it although these findings of `verify` are told of it, and do not warn of them; all
+    /// stands for all that can be allowed
+    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    pub allow: Vec<Allow>,
+}
+
+impl Back {
+    pub fn allowed(&self) -> Allowed {
+        self.allow.iter().copied().collect()
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Restore {
     /// Name of the image, or the beginning of its digest [default: the newest]
@@ -373,16 +398,8 @@ pub struct Restore {
     /// Share the TCP ports with other copies: the kernel spreads connections among them
     #[arg(long)]
     pub reuse_port: bool,
-    /// How its memory comes back: mapped from the image, and shared with all copies until it is
-    /// written to; copied; or auto, mapped where it can be
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "HOW",
-        hide_possible_values = true
-    )]
-    pub memory: MemoryMode,
+    #[command(flatten)]
+    pub back: Back,
     /// The network of the server: that of the host, or a private one of its own, with an address
     /// that the host reaches it at; what listened on the loopback listens on all addresses there
     #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
@@ -403,10 +420,6 @@ pub struct Restore {
     #[arg(long, value_name = "N", default_value = "1", requires = "detach")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub count: u32,
-    /// Restore it although these findings of `verify` are told of it, and do not warn of them; all
-    /// stands for all that can be allowed
-    #[arg(long, value_name = "CODE", value_delimiter = ',')]
-    pub allow: Vec<Allow>,
     /// Refuse an image that may be stale, instead of a warning
     #[arg(long)]
     pub strict: bool,

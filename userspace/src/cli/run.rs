@@ -4,8 +4,8 @@ use std::{ffi::OsString, time::Duration};
 
 use clap::Args;
 
-use super::{How, seconds};
-use crate::{fit::Allow, restore::MemoryMode, watch::CapturePoint};
+use super::{Back, How, seconds};
+use crate::watch::CapturePoint;
 
 /// What follows the help of `run`.
 pub const AFTER_HELP: &str = "\
@@ -43,18 +43,8 @@ pub struct Run {
     /// Run the server as this user (name or number)
     #[arg(long)]
     pub user: Option<String>,
-    /// How the memory of an image comes back, as with `restore`
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "HOW",
-        hide_possible_values = true
-    )]
-    pub memory: MemoryMode,
-    /// Restore although this is not as it was at the capture, as with `restore`
-    #[arg(long, value_name = "CODE", value_delimiter = ',')]
-    pub allow: Vec<Allow>,
+    #[command(flatten)]
+    pub back: Back,
     /// The server and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,

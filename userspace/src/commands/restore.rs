@@ -37,7 +37,7 @@ pub async fn run(
     let is_timed = arguments.timings || arguments.timings_file.is_some();
     let options = restore::Options {
         detached: arguments.detach,
-        memory: arguments.memory,
+        memory: arguments.back.memory,
         publish: arguments.publish.clone(),
         reuse_port: arguments.reuse_port,
         network: arguments.net,
@@ -45,7 +45,7 @@ pub async fn run(
         variables: arguments.env.clone(),
         hook_limit: arguments.hook_timeout,
         group: arguments.group.request(),
-        allowed: arguments.allow.iter().copied().collect(),
+        allowed: arguments.back.allowed(),
         strict: arguments.strict,
         ..restore::Options::default()
     };

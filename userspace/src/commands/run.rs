@@ -159,9 +159,9 @@ impl Server<'_> {
         signals: &mut Signals,
     ) -> Result<Result<u8, ColdReason>, Error> {
         let options = restore::Options {
-            memory: self.arguments.memory,
+            memory: self.arguments.back.memory,
             hook_limit: self.arguments.how.hook_timeout,
-            allowed: self.arguments.allow.iter().copied().collect(),
+            allowed: self.arguments.back.allowed(),
             // What a server started now would do otherwise is not to be restored.
             strict: true,
             ..restore::Options::default()
