@@ -4,6 +4,7 @@
 //! compiling), so that both sides read the same bytes.
 #![no_std]
 
+pub mod serve;
 pub mod trace;
 
 use bytemuck::{Pod, Zeroable};

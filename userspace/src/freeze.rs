@@ -114,6 +114,14 @@ pub async fn freeze(top: Top, stopped: Option<HostPid>) -> Result<FrozenTree, Fr
     })
 }
 
+/// Stops all that an init has started.
+///
+/// # Errors
+/// [`FreezeError::DoesNotStop`] or [`FreezeError::InVfork`].
+pub async fn stop(init: HostPid) -> Result<(), FreezeError> {
+    stop_all(Top::Init(init), None).await.map(drop)
+}
+
 /// Stops all, and returns them: two looks one after the other find the same processes, none of
 /// them moving, so nothing was forked in between.
 async fn stop_all(top: Top, stopped: Option<HostPid>) -> Result<Vec<HostPid>, FreezeError> {

@@ -14,9 +14,12 @@
 
 use std::{
     fs, io,
-    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -24,6 +27,7 @@ use rustix::{
     process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
 
 use crate::{
     cgroup::Group,
@@ -90,6 +94,9 @@ pub struct Record {
     /// Its control group, if it has one of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Group>,
+    /// The site that it serves, if it is one of `warmimg serve`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
 }
 
 /// The folder of an instance being started; removed when dropped, unless kept.
@@ -270,23 +277,7 @@ pub fn list(parent: &Path) -> Vec<Instance> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| {
-            let folder = entry.path();
-            let record = read_record(&folder)?;
-            let state = match crate::store::is_free(&folder) {
-                false => State::Running,
-                true => State::Ended {
-                    status: fs::read_to_string(folder.join(EXIT_FILE))
-                        .ok()
-                        .and_then(|text| text.trim().parse().ok()),
-                },
-            };
-            Some(Instance {
-                record,
-                state,
-                folder,
-            })
-        })
+        .filter_map(|entry| Instance::read(entry.path()))
         .collect();
     found.sort_by(|a, b| a.record.id.cmp(&b.record.id));
     found
@@ -311,6 +302,21 @@ pub fn find(parent: &Path, wanted: &str) -> Result<Instance, InstanceError> {
 }
 
 impl Instance {
+    fn read(folder: PathBuf) -> Option<Self> {
+        let record = read_record(&folder)?;
+        let state = match crate::store::is_free(&folder) {
+            false => State::Running,
+            true => State::Ended {
+                status: read_status(&folder),
+            },
+        };
+        Some(Self {
+            record,
+            state,
+            folder,
+        })
+    }
+
     /// The log of a detached instance.
     ///
     /// # Errors
@@ -378,40 +384,120 @@ impl Instance {
     async fn end(&self, grace: Duration) -> Result<bool, InstanceError> {
         /// How long the kernel may take to end a killed namespace.
         const KILL_LIMIT: Duration = Duration::from_secs(10);
-        let Record { id, init, .. } = &self.record;
-        let fail = |errno: rustix::io::Errno| InstanceError::Signal {
-            id: id.clone(),
-            init: *init,
-            source: errno.into(),
-        };
-        let Some(pid) = rustix::process::Pid::from_raw(init.0) else {
+        let fail = self.signal_error();
+        let Some(pidfd) = self.open_init()? else {
             return Ok(false);
         };
-        let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            Err(rustix::io::Errno::SRCH) => return Ok(false),
-            other => other.map_err(fail)?,
+        let ended = sys::readable(pidfd).map_err(&fail)?;
+        let send = |signal| {
+            pidfd_send_signal(ended.get_ref(), signal).map_err(|errno| fail(errno.into()))
         };
-        // Opened, then checked: if the lock is still held, the pid was init's at that time.
-        if !self.is_running() {
-            return Ok(false);
-        }
-        let ended = sys::readable(pidfd).map_err(|source| InstanceError::Signal {
-            id: id.clone(),
-            init: *init,
-            source,
-        })?;
-        pidfd_send_signal(ended.get_ref(), Signal::TERM).map_err(fail)?;
+        send(Signal::TERM)?;
         if tokio::time::timeout(grace, ended.readable()).await.is_ok() {
             return Ok(false);
         }
-        pidfd_send_signal(ended.get_ref(), Signal::KILL).map_err(fail)?;
+        send(Signal::KILL)?;
         tokio::time::timeout(KILL_LIMIT, ended.readable())
             .await
             .map(|_| true)
             .map_err(|_| InstanceError::DoesNotEnd {
-                id: id.clone(),
-                init: *init,
+                id: self.record.id.clone(),
+                init: self.record.init,
             })
+    }
+
+    fn signal_error(&self) -> impl Fn(io::Error) -> InstanceError {
+        let Record { id, init, .. } = self.record.clone();
+        move |source| InstanceError::Signal {
+            id: id.clone(),
+            init,
+            source,
+        }
+    }
+
+    /// Init, as long as it lives.
+    fn open_init(&self) -> Result<Option<OwnedFd>, InstanceError> {
+        let Some(pid) = rustix::process::Pid::from_raw(self.record.init.0) else {
+            return Ok(None);
+        };
+        let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            opened => opened.map_err(|errno| self.signal_error()(errno.into()))?,
+        };
+        // Opened, then checked: if the lock is still held, the pid was init's at that time.
+        Ok(self.is_running().then_some(pidfd))
+    }
+}
+
+/// The wait status that init has left.
+fn read_status(folder: &Path) -> Option<i32> {
+    let text = fs::read_to_string(folder.join(EXIT_FILE)).ok()?;
+    text.trim().parse().ok()
+}
+
+/// A detached instance that somebody waits for.
+pub struct Running {
+    instance: Instance,
+    init: AsyncFd<OwnedFd>,
+    /// Since when it is known to run.
+    pub since: Instant,
+}
+
+impl Running {
+    /// Waits for an instance of this name.
+    ///
+    /// # Errors
+    /// [`InstanceError::Ended`] or [`InstanceError::Signal`].
+    pub fn follow(parent: &Path, id: &str) -> Result<Self, InstanceError> {
+        let ended = || InstanceError::Ended { id: id.to_owned() };
+        let instance = Instance::read(parent.join(id)).ok_or_else(ended)?;
+        let pidfd = instance.open_init()?.ok_or_else(ended)?;
+        let init = sys::readable(pidfd).map_err(instance.signal_error())?;
+        Ok(Self {
+            instance,
+            init,
+            since: Instant::now(),
+        })
+    }
+
+    pub fn record(&self) -> &Record {
+        &self.instance.record
+    }
+
+    /// Init itself, by which the kernel knows it.
+    pub fn init(&self) -> BorrowedFd<'_> {
+        self.init.get_ref().as_fd()
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&self) {
+        // The only failure is that the runtime ends.
+        let _ = self.init.readable().await;
+    }
+
+    /// Ends it as [`Instance::stop`] does.
+    ///
+    /// # Errors
+    /// As of that.
+    pub async fn stop(&self, grace: Duration) -> Result<bool, InstanceError> {
+        let stopped = self.instance.stop(grace).await;
+        self.reap();
+        stopped
+    }
+
+    /// Removes it once it has ended by itself; returns its wait status.
+    pub fn discard(&self) -> Option<i32> {
+        self.reap();
+        let status = read_status(&self.instance.folder);
+        let _ = discard(&self.instance.folder);
+        status
+    }
+
+    /// Init is our child, unless another gateway has restored it.
+    fn reap(&self) {
+        use nix::sys::wait::{WaitPidFlag, waitpid};
+        let init = nix::unistd::Pid::from_raw(self.instance.record.init.0);
+        let _ = waitpid(init, Some(WaitPidFlag::WNOHANG));
     }
 }
 
@@ -492,6 +578,7 @@ mod tests {
                 reuse_port: false,
                 network: None,
                 group: None,
+                site: None,
             })
             .unwrap();
         assert_eq!(find(parent.path(), "web-1").unwrap().state, State::Running);

@@ -18,6 +18,7 @@ pub mod capture;
 pub mod diff;
 pub mod profile;
 pub mod restore;
+pub mod serve;
 
 pub mod carry;
 pub mod criu;

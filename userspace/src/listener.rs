@@ -168,6 +168,17 @@ pub fn connected_of(pid: HostPid) -> Vec<Connected> {
     found
 }
 
+/// How many connections a Unix socket has, those that wait for being accepted included.
+pub fn connections_of(listener: &Listener) -> usize {
+    let Listener::Unix { path } = listener else {
+        return 0;
+    };
+    let text = unix_table(OWN);
+    let is_connection =
+        |socket: &UnixSocket<'_>| !socket.listens && Path::new(socket.path) == path;
+    unix_sockets(&text).filter(is_connection).count()
+}
+
 /// This process, as /proc calls it: no process has the pid 0.
 const OWN: HostPid = HostPid(0);
 

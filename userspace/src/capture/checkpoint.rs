@@ -84,6 +84,7 @@ pub async fn checkpoint(
         kerndat: kerndat.folder().to_path_buf(),
         // Nothing is mounted where the tree is: without the cache, CRIU takes longer.
         kerndat_is_new: false,
+        handed: 0,
         guarded: None,
         place: Place::Of(Visit {
             namespaces: Namespaces::of(root)?,
@@ -100,6 +101,7 @@ pub async fn checkpoint(
         stdout: null.as_fd(),
         stderr: null.as_fd(),
         instance: work.as_fd(),
+        handed: vec![],
     };
     let mut sandbox = Some(Sandbox::create(&plan, &descriptors).await?);
 

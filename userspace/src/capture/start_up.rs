@@ -40,6 +40,7 @@ pub async fn sandbox(
         criu,
         kerndat: kerndat.map_or_else(PathBuf::new, |cache| cache.folder().to_path_buf()),
         kerndat_is_new: kerndat.is_some_and(|cache| !cache.is_filled()),
+        handed: 0,
         guarded: None,
         place: Place::New(Fresh {
             terminals: true,
@@ -52,6 +53,7 @@ pub async fn sandbox(
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
         instance: work,
+        handed: vec![],
     };
     Ok((Sandbox::create(&plan, &descriptors).await?, output))
 }

@@ -4,6 +4,7 @@ mod bench;
 mod images;
 mod profile;
 mod run;
+mod serve;
 
 use std::{
     ffi::OsString,
@@ -19,6 +20,7 @@ pub use self::{
     images::{Diff, Export, Import, Inspect, Prune, Rm, Verify},
     profile::{Format, Profile, ProfileCommand, ProfileDiff},
     run::Run,
+    serve::Serve,
 };
 use crate::{
     capture,
@@ -100,6 +102,14 @@ pub enum Command {
     /// image is made, right after the server is ready, it stands still for as long as `capture` tells.
     #[command(after_long_help = run::AFTER_HELP)]
     Run(Box<Run>),
+    /// Serve sites whose servers exist only while somebody asks
+    ///
+    /// Listens for each site of the configuration. When a connection waits, the server is restored from
+    /// its image with this socket in place of its own, and accepts the connection itself: no byte passes
+    /// through warmimg. When it has had no connection for a while it goes to sleep: it is ended, and the next
+    /// connection restores it again.
+    #[command(after_long_help = serve::AFTER_HELP)]
+    Serve(Serve),
     /// Find out what a restored server needs first, for faster restores
     ///
     /// The image is restored once, where nobody else asks it, and asked. The pages of memory that it

@@ -15,6 +15,7 @@ mod profile;
 mod rehearse;
 mod restore;
 mod run;
+mod serve;
 mod subjects;
 mod supervise;
 
@@ -41,6 +42,7 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
         Command::Checkpoint(arguments) => checkpoint::run(global, arguments, report).await,
         Command::Restore(arguments) => restore::run(global, arguments, report, begun).await,
         Command::Run(arguments) => run::run(global, arguments, report).await,
+        Command::Serve(arguments) => serve::run(global, arguments, report).await,
         Command::Rehearse(arguments) => rehearse::run(global, arguments, report).await,
         Command::Ps => instances::ps(global, report),
         Command::Stop(arguments) => instances::stop(global, arguments, report).await,

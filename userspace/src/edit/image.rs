@@ -17,6 +17,7 @@ pub(super) const SERVICE_MAGIC: u32 = 0x5510_5940;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Files = 0x5630_3138,
+    Fdinfo = 0x5621_3732,
     Core = 0x5505_3847,
     Mm = 0x5749_2820,
     Pagemap = 0x5608_4025,

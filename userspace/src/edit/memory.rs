@@ -405,26 +405,36 @@ fn add_file(files: &mut Image, number: usize) -> u64 {
     let ids = files.entries.iter();
     let id = ids.filter_map(|entry| entry.number(file_entry::ID)).max();
     let id = id.unwrap_or(0).saturating_add(1);
+    files
+        .entries
+        .push(inherited_file(id, &inherited_name(number), libc::O_RDONLY));
+    id
+}
+
+/// The description of a file that CRIU inherits by this name.
+pub(super) fn inherited_file(id: u64, name: &str, flags: i32) -> Message {
     let field = |number, value| Field { number, value };
     let zeros = |fields: std::ops::RangeInclusive<u32>| {
         let fields = fields.map(|number| field(number, Value::Varint(0)));
         Value::Bytes(Message(fields.collect()).to_bytes())
     };
-    let name = format!("/{}", inherited_name(number));
     let file = Message(vec![
         field(reg_file_entry::ID, Value::Varint(id)),
-        field(reg_file_entry::FLAGS, Value::Varint(libc::O_RDONLY as u64)),
-        field(reg_file_entry::POS, Value::Varint(0)),
+        field(reg_file_entry::FLAGS, Value::Varint(flags as u64)),
+        // Left to the caller: a socket has none.
+        field(reg_file_entry::POS, Value::Varint(u64::MAX)),
         // `fown_entry`: nobody is told of it by a signal.
         field(reg_file_entry::FOWN, zeros(1..=5)),
-        field(reg_file_entry::NAME, Value::Bytes(name.into_bytes())),
+        field(
+            reg_file_entry::NAME,
+            Value::Bytes(format!("/{name}").into_bytes()),
+        ),
     ]);
-    files.entries.push(Message(vec![
+    Message(vec![
         field(file_entry::TYPE, Value::Varint(file_entry::TYPE_REG)),
         field(file_entry::ID, Value::Varint(id)),
         field(file_entry::REG, Value::Bytes(file.to_bytes())),
-    ]));
-    id
+    ])
 }
 
 /// Links what another folder has and is not among `written`.

@@ -4,6 +4,7 @@
 //! them.
 
 mod guarded;
+mod handoff;
 pub(crate) mod image;
 mod listeners;
 mod memory;
@@ -24,6 +25,7 @@ use std::{
 use self::image::{Image, Kind};
 pub use self::{
     guarded::take_back,
+    handoff::{Keepalive, SocketTraits, hand_over, handed_name, socket_traits},
     image::EditError,
     listeners::move_listeners,
     memory::{Mapped, Traits, describe_mapped, inherited_name, lay_out},
@@ -110,11 +112,14 @@ mod inet_sk_entry {
     pub const PROTO: u32 = 5;
     pub const STATE: u32 = 6;
     pub const SRC_PORT: u32 = 7;
+    pub const FLAGS: u32 = 9;
+    pub const BACKLOG: u32 = 10;
     pub const SRC_ADDR: u32 = 11;
     pub const DST_ADDR: u32 = 12;
     pub const OPTS: u32 = 14;
     pub const V6ONLY: u32 = 15;
     pub const IFNAME: u32 = 17;
+    pub const TCP_OPTS: u32 = 20;
     /// `TCP_CLOSE` and `TCP_LISTEN` of include/net/tcp_states.h; Unix sockets have them too.
     pub const CLOSE: u64 = 7;
     pub const LISTEN: u64 = 10;
@@ -123,6 +128,8 @@ mod inet_sk_entry {
 mod unix_sk_entry {
     pub const INO: u32 = 2;
     pub const STATE: u32 = 4;
+    pub const FLAGS: u32 = 5;
+    pub const BACKLOG: u32 = 7;
     pub const PEER: u32 = 8;
     pub const NAME: u32 = 11;
     pub const SHUTDOWN: u32 = 12;
@@ -133,6 +140,19 @@ mod unix_sk_entry {
 
 mod sk_opts_entry {
     pub const SO_REUSEPORT: u32 = 17;
+    pub const SO_KEEPALIVE: u32 = 19;
+}
+
+mod tcp_opts_entry {
+    pub const NODELAY: u32 = 2;
+    pub const KEEPCNT: u32 = 3;
+    pub const KEEPIDLE: u32 = 4;
+    pub const KEEPINTVL: u32 = 5;
+}
+
+mod fdinfo_entry {
+    pub const ID: u32 = 1;
+    pub const TYPE: u32 = 3;
 }
 
 mod core_entry {

@@ -15,6 +15,7 @@ use crate::{
     instance::InstanceError,
     obstacle,
     restore::RestoreError,
+    serve::GatewayError,
     spawn::{CommandError, SpawnError, Step},
     store::StoreError,
     warmup::WarmupError,
@@ -103,6 +104,8 @@ impl Error {
             }
             Self::Requirement(_) => ExitCode::MissingCapability,
             Self::Program(_) => ExitCode::NoCriu,
+            Self::Config(_) => ExitCode::Usage,
+            Self::Gateway(error) => gateway_code(error),
             Self::Store(error) => store_code(error),
             Self::Archive(error) => archive_code(error),
             Self::InUse { .. } => ExitCode::InUse,
@@ -255,5 +258,21 @@ fn bench_code(error: &BenchError) -> ExitCode {
             _ => ExitCode::Failure,
         },
         BenchError::Cgroup(_) | BenchError::Host(_) => ExitCode::Failure,
+    }
+}
+
+fn gateway_code(error: &GatewayError) -> ExitCode {
+    match error {
+        GatewayError::Image { source, .. } => store_code(source),
+        GatewayError::NoListener { .. }
+        | GatewayError::OtherKind { .. }
+        | GatewayError::Clash { .. } => ExitCode::Usage,
+        GatewayError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+            ExitCode::PortTaken
+        }
+        GatewayError::Edit { .. } => ExitCode::StoreUnusable,
+        GatewayError::Listen { .. } | GatewayError::Watch(_) | GatewayError::Instance(_) => {
+            ExitCode::Failure
+        }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     report::profile::json::ReadError,
     requirements::RequirementError,
     restore::RestoreError,
+    serve::{ConfigError, GatewayError},
     spawn::CommandError,
     store::StoreError,
 };
@@ -51,6 +52,10 @@ pub enum Error {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Program(#[from] ProgramError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     #[error(transparent)]
     Bench(#[from] BenchError),
     /// Of `capture --at auto`.

@@ -9,6 +9,7 @@ pub mod profile;
 mod progress;
 mod restored;
 mod run;
+mod serve;
 mod units;
 
 use std::{
@@ -67,6 +68,7 @@ pub enum AutoRow {
 }
 
 /// Prints results for people or as JSON Lines.
+#[derive(Clone, Debug)]
 pub struct Report {
     json: bool,
 }

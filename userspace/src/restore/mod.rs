@@ -10,6 +10,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -32,7 +33,7 @@ use crate::{
     network::{self, Network, NetworkError},
     output::Output,
     spawn::{
-        ClockOffsets, CommandError, Descriptors, Fresh, MEMORY, Place, Plan, STDERR, STDOUT,
+        ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT,
         Sandbox, SpawnError,
     },
     store::{Image, Store, StoreError, now_ms},
@@ -192,6 +193,16 @@ impl Restored {
     }
 }
 
+/// A listening socket that the server gets in place of one that it had.
+#[derive(Clone, Debug)]
+pub struct Handed {
+    /// The listener of the image.
+    pub old: Listener,
+    /// Where the socket listens.
+    pub new: Listener,
+    pub socket: Arc<OwnedFd>,
+}
+
 /// How to restore.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -200,6 +211,8 @@ pub struct Options {
     pub detached: bool,
     /// Listeners that are to be elsewhere than in the image.
     pub publish: Vec<Publish>,
+    /// Listeners that the server gets from the caller.
+    pub handed: Vec<Handed>,
     /// Share the TCP ports with other copies.
     pub reuse_port: bool,
     pub network: Network,
@@ -215,6 +228,8 @@ pub struct Options {
     pub allowed: Allowed,
     /// Refuse an image that may be stale.
     pub strict: bool,
+    /// The site that it is to serve.
+    pub site: Option<String>,
     /// It is to be known where the time goes, from this moment on.
     pub timed_since: Option<Instant>,
 }
@@ -235,7 +250,11 @@ pub async fn restore(
     let _held = image.hold()?;
     image.check()?;
     let manifest = &image.manifest;
-    let mut moves = checks::moves(&manifest.listeners, &options.publish)?;
+    // What is handed over needs no place of its own.
+    let is_handed = |old: &&Listener| options.handed.iter().any(|handed| handed.old == **old);
+    let bound = manifest.listeners.iter().filter(|old| !is_handed(old));
+    let bound: Vec<_> = bound.cloned().collect();
+    let mut moves = checks::moves(&bound, &options.publish)?;
     let is_private = options.network == Network::Private;
     if is_private {
         moves
@@ -250,8 +269,10 @@ pub async fn restore(
     let folder = Folder::create(&store.instances(), image.label())?;
     // The stored image is read in place, unless something differs from it.
     let accepts_changes = options.allowed.contains(Code::UsedChanged);
-    let differs =
-        moves.iter().any(|(old, new)| old != new) || options.reuse_port || accepts_changes;
+    let differs = moves.iter().any(|(old, new)| old != new)
+        || !options.handed.is_empty()
+        || options.reuse_port
+        || accepts_changes;
     let images = match differs {
         true => folder.images()?,
         false => stored.clone(),
@@ -267,6 +288,7 @@ pub async fn restore(
         criu: criu.c_path(),
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
+        handed: options.handed.len(),
         guarded: guarded.clone(),
         place: Place::New(Fresh {
             clocks: Some(clocks),
@@ -287,6 +309,7 @@ pub async fn restore(
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
         instance: folder.lock().as_fd(),
+        handed: options.handed.iter().map(|handed| handed.socket.as_fd()).collect(),
     };
     let out_of_memory = || {
         let limit = group.as_ref().and_then(Reservation::exhausted)?;
@@ -327,6 +350,10 @@ pub async fn restore(
     if differs {
         edit::move_listeners(&stored, &images, &moves, options.reuse_port)?;
     }
+    if !options.handed.is_empty() {
+        let handed: Vec<_> = options.handed.iter().map(|handed| handed.old.clone()).collect();
+        edit::hand_over(&images, &handed)?;
+    }
     if accepts_changes {
         edit::accept_changes(&images)?;
     }
@@ -339,7 +366,8 @@ pub async fn restore(
         inherited: [(&manifest.stdout, STDOUT), (&manifest.stderr, STDERR)]
             .into_iter()
             .filter_map(|(name, fd)| Some((name.clone()?, fd)))
-            .chain(guarded.iter().flat_map(memory::names).zip(MEMORY..))
+            .chain((1..).map(edit::handed_name).zip(plan.handed()))
+            .chain(guarded.iter().flat_map(memory::names).zip(plan.memory()))
             .collect(),
         foreign_session: manifest.criu.foreign_session,
         connections: manifest.criu.connections,
@@ -357,7 +385,9 @@ pub async fn restore(
     let criu_took = watch.lap();
     sandbox.set_main(root).await?;
     group.as_ref().map_or(Ok(()), Reservation::complete)?;
-    let listeners: Vec<Listener> = moves.into_iter().map(|(_, new)| new).collect();
+    let handed = options.handed.iter().map(|handed| &handed.new);
+    let moved = moves.iter().map(|(_, new)| new);
+    let listeners: Vec<Listener> = handed.chain(moved).cloned().collect();
     if manifest.capture.point == CapturePoint::PreListen {
         until_listening(&mut sandbox, &listeners).await?;
         parts.listening_us = Some(watch.lap());
@@ -391,6 +421,7 @@ pub async fn restore(
         reuse_port: options.reuse_port || !manifest.shared_ports.is_empty(),
         network: addresses,
         group: made,
+        site: options.site.clone(),
     };
     folder.publish(&record)?;
     timings.parts.record_us = watch.lap();

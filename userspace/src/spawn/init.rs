@@ -56,8 +56,9 @@ pub const STDOUT: RawFd = 6;
 pub const STDERR: RawFd = 7;
 /// The folder of the instance, whose lock is held by keeping this open.
 pub const INSTANCE: RawFd = 8;
-/// The first of the files that memory is mapped from.
-pub const MEMORY: RawFd = 9;
+/// The first of the listening sockets that are handed over to the server, and after them the first of
+/// the files that memory is mapped from.
+pub const HANDED: RawFd = 9;
 
 /// The pid of the command in its namespace: high enough that init, CRIU and CRIU's helpers do
 /// not need it when the tree is restored.
@@ -88,9 +89,25 @@ pub struct Plan {
     /// system CRIU writes it to.
     pub kerndat: PathBuf,
     pub kerndat_is_new: bool,
+    /// How many listening sockets are handed over to the server.
+    pub handed: usize,
     /// What memory is mapped, and so guarded.
     pub guarded: Option<Guarded>,
     pub place: Place,
+}
+
+impl Plan {
+    /// The numbers that the listening sockets have in init.
+    pub fn handed(&self) -> Range<RawFd> {
+        HANDED..HANDED + self.handed as RawFd
+    }
+
+    /// The numbers that the files have there that memory is mapped from.
+    pub fn memory(&self) -> Range<RawFd> {
+        let files = self.guarded.as_ref().map_or(0, |guarded| guarded.files.len());
+        let first = self.handed().end;
+        first..first + files as RawFd
+    }
 }
 
 /// Where init works.
@@ -248,7 +265,7 @@ impl Init<'_> {
     /// for them there if it dumps the server again.
     fn open_memory(&self) -> Result<(), Notice> {
         let files = self.plan.guarded.iter().flat_map(|guarded| &guarded.files);
-        for (path, number) in files.zip(MEMORY..) {
+        for (path, number) in files.zip(self.plan.memory()) {
             fs::File::open(path)
                 .and_then(|file| sys::keep_as(file.into(), number))
                 .map_err(|error| Notice::Failed {
@@ -257,16 +274,6 @@ impl Init<'_> {
                 })?;
         }
         Ok(())
-    }
-
-    /// The numbers of those files.
-    fn memory_files(&self) -> Range<RawFd> {
-        let files = self
-            .plan
-            .guarded
-            .as_ref()
-            .map_or(0, |guarded| guarded.files.len());
-        MEMORY..MEMORY + files as RawFd
     }
 
     fn tell(&self, notice: Notice) {

@@ -15,7 +15,7 @@ mod protocol;
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use nix::poll::{PollFd, PollFlags, poll};
@@ -26,7 +26,7 @@ use self::protocol::{Notice, Order, receive_notice, send_order};
 pub use self::{
     child::Child,
     command::{COMPATIBLE_ENVIRONMENT, Command, CommandError, RunAs},
-    init::{EXIT_FILE, Fresh, GUARD_FILE, IMAGES, MEMORY, Place, Plan, STDERR, STDOUT, WORK},
+    init::{EXIT_FILE, Fresh, GUARD_FILE, IMAGES, Place, Plan, STDERR, STDOUT, WORK},
     namespaces::{Namespaces, Visit},
     protocol::Step,
 };
@@ -96,6 +96,8 @@ pub struct Descriptors<'a> {
     pub stderr: BorrowedFd<'a>,
     /// Where the exit status is written; its lock is held as long as init lives.
     pub instance: BorrowedFd<'a>,
+    /// Listening sockets that are handed over to the server, as many as the plan says.
+    pub handed: Vec<BorrowedFd<'a>>,
 }
 
 /// Pid and mount namespaces with an init, under supervision.
@@ -159,9 +161,10 @@ impl Sandbox {
             stdout,
             stderr,
             instance,
+            handed,
         } = descriptors;
-        let order = [theirs.as_fd(), *images, *work, *stdout, *stderr, *instance];
-        let order = order.map(|fd| fd.as_raw_fd());
+        let fixed = [theirs.as_fd(), *images, *work, *stdout, *stderr, *instance];
+        let order: Vec<_> = fixed.iter().chain(handed).map(AsRawFd::as_raw_fd).collect();
         let (pid, pidfd) = match sys::fork(options).map_err(SpawnError::Namespaces)? {
             sys::Fork::Child => init::run(plan, &order),
             sys::Fork::Parent { pid, pidfd } => (pid, pidfd),

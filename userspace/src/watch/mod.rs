@@ -3,6 +3,7 @@
 //! The only module that knows aya. The probe is attached as long as the [`Watch`] lives.
 
 pub mod btf;
+pub mod connections;
 pub mod interruptions;
 pub(crate) mod opens;
 pub mod recording;
@@ -74,6 +75,8 @@ pub enum WatchError {
     Incomplete(&'static str),
     #[error("cannot wait for events of the eBPF probe")]
     Wait(#[source] io::Error),
+    #[error("cannot tell which network namespace this is")]
+    Network(#[source] io::Error),
     #[error("cannot tell which processors are online")]
     Processors(#[source] io::Error),
 }

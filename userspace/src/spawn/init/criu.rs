@@ -69,13 +69,13 @@ impl Init<'_> {
         // While CRIU gets ready; it restores only when it is asked to, after this.
         let interruptions = Interruptions::watch()?;
         let listener = receive_descriptor(socket)?;
-        let files: Vec<_> = self.memory_files().map(sys::permanent).collect();
+        let files: Vec<_> = self.plan.memory().map(sys::permanent).collect();
         let guard = Guard::new(listener, interruptions, &files, guarded.traits.clone())?;
         Ok((guard, open_file(GUARD_FILE)?))
     }
 
     fn become_criu(&self, uid: u32, gid: u32, socket: &OwnedFd) -> io::Error {
-        let criu_socket = self.memory_files().end;
+        let criu_socket = self.plan.memory().end;
         let prepared = || -> io::Result<()> {
             if let Some(guarded) = &self.plan.guarded {
                 let listener = sys::seccomp::listen(&filter::program(&guarded.ranges))?;
@@ -83,7 +83,8 @@ impl Init<'_> {
             }
             sys::place(socket.as_raw_fd(), criu_socket)?;
             (STDOUT..=STDERR).try_for_each(sys::inherit)?;
-            self.memory_files().try_for_each(sys::inherit)?;
+            let (handed, memory) = (self.plan.handed(), self.plan.memory());
+            handed.chain(memory).try_for_each(sys::inherit)?;
             let errors = rustix::fs::openat(
                 sys::permanent(WORK),
                 crate::criu::STDERR_FILE,

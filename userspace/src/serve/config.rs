@@ -1,0 +1,256 @@
+//! The configuration file of `warmimg serve`, read and checked as a whole before anything is done.
+//!
+//! Invariant: a [`Config`] has no two sites on one listener.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, de::Error as _};
+use toml::Spanned;
+
+use crate::{
+    listener::Wanted,
+    restore::MemoryMode,
+    store::{self, StoreError},
+};
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}:{line}: {what}", .path.display())]
+    Invalid {
+        path: PathBuf,
+        line: usize,
+        what: String,
+    },
+    #[error("{}:{line}: a site cannot have this name", .path.display())]
+    Name {
+        path: PathBuf,
+        line: usize,
+        source: StoreError,
+    },
+    #[error("{} has no site", .path.display())]
+    NoSite { path: PathBuf },
+}
+
+/// What is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub sites: BTreeMap<String, Site>,
+    /// Where the metrics are shown, for Prometheus.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A server that exists only while somebody asks.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Site {
+    /// Where the gateway listens for it: PORT, ADDRESS:PORT, or the path of a Unix socket. A port is
+    /// at the address that the image's listener has.
+    #[serde(deserialize_with = "wanted")]
+    pub listen: Wanted,
+    /// The name of the image; that of the site, if none is given.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// Which listener of the image this takes the place of; the first, if none is given.
+    #[serde(default, deserialize_with = "some_wanted")]
+    pub listener: Option<Wanted>,
+    /// How long it may be without a connection until it goes to sleep; `never`.
+    #[serde(default = "idle", deserialize_with = "limit")]
+    pub idle: Option<Duration>,
+    /// How long an instance lives, at most; `never`.
+    #[serde(default, deserialize_with = "limit")]
+    pub max_life: Option<Duration>,
+    /// How long it has to end by itself after SIGTERM. With none it is not asked: it is frozen, and
+    /// killed if it has no connection then.
+    #[serde(default, deserialize_with = "duration")]
+    pub grace: Duration,
+    #[serde(default)]
+    pub memory: MemoryMode,
+    /// How many instances are kept restored and frozen while it sleeps.
+    #[serde(default)]
+    pub standby: u32,
+    /// How many instances there may be.
+    #[serde(default = "one")]
+    pub max: u32,
+    /// From how many connections of each instance on there is to be another one.
+    #[serde(default)]
+    pub connections: Option<u32>,
+}
+
+impl Site {
+    /// The name of its image.
+    pub fn image<'a>(&'a self, name: &'a str) -> &'a str {
+        self.image.as_deref().unwrap_or(name)
+    }
+}
+
+fn idle() -> Option<Duration> {
+    Some(Duration::from_secs(300))
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    #[serde(default)]
+    site: BTreeMap<Spanned<String>, Spanned<Site>>,
+    #[serde(default)]
+    metrics: Option<SocketAddr>,
+}
+
+fn wanted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Wanted, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Place {
+        Port(u16),
+        Text(String),
+    }
+    let text = match Place::deserialize(deserializer)? {
+        Place::Port(port) => port.to_string(),
+        Place::Text(text) => text,
+    };
+    text.parse()
+        .map_err(|error| D::Error::custom(format!("{text:?} is {error}")))
+}
+
+fn some_wanted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Wanted>, D::Error> {
+    wanted(deserializer).map(Some)
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|error| {
+        D::Error::custom(format!("{text:?}: {error}; a time is such as 500ms, 30s or 1h"))
+    })
+}
+
+fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    /// A time, or none.
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    struct Limit(#[serde(deserialize_with = "duration")] Duration);
+    let text = String::deserialize(deserializer)?;
+    if text == "never" {
+        return Ok(None);
+    }
+    Limit::deserialize(serde::de::value::StringDeserializer::new(text)).map(|limit| Some(limit.0))
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let line = |at: usize| text[..at.min(text.len())].lines().count().max(1);
+        let file: File = toml::from_str(text).map_err(|error| ConfigError::Invalid {
+            path: path.into(),
+            line: error.span().map_or(1, |span| line(span.start + 1)),
+            what: error.message().to_owned(),
+        })?;
+        let mut sites: BTreeMap<String, Site> = BTreeMap::new();
+        for (name, site) in file.site {
+            let line = line(name.span().start + 1);
+            let (name, site) = (name.into_inner(), site.into_inner());
+            store::check_name(&name).map_err(|source| ConfigError::Name {
+                path: path.into(),
+                line,
+                source,
+            })?;
+            let invalid = |what| ConfigError::Invalid {
+                path: path.into(),
+                line,
+                what,
+            };
+            if let Some((other, _)) = sites.iter().find(|(_, other)| other.listen == site.listen) {
+                let listen = &site.listen;
+                return Err(invalid(format!("{name} and {other} both listen on {listen}")));
+            }
+            if site.max == 0 {
+                return Err(invalid(format!("{name} may have no instance: max is 0")));
+            }
+            sites.insert(name, site);
+        }
+        if sites.is_empty() {
+            return Err(ConfigError::NoSite { path: path.into() });
+        }
+        Ok(Self {
+            sites,
+            metrics: file.metrics,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("serve.toml"), text).map_err(|error| crate::doctor::chain(&error))
+    }
+
+    #[test]
+    fn a_site_has_defaults_for_all_but_its_listener() {
+        let config = parse("[site.shop]\nlisten = 8080\n").unwrap();
+        let shop = &config.sites["shop"];
+        assert_eq!(shop.listen, Wanted::Port(8080));
+        assert_eq!((shop.idle, shop.max_life), (Some(Duration::from_secs(300)), None));
+        assert_eq!((shop.grace, shop.max, shop.standby), (Duration::ZERO, 1, 0));
+        let config = parse(
+            "[site.shop]\nlisten = '/run/shop.sock'\nidle = 'never'\nmax-life = '1h'\n\
+             grace = '500ms'\nmemory = 'copy'\n",
+        );
+        let shop = &config.unwrap().sites["shop"];
+        assert_eq!((shop.idle, shop.max_life), (None, Some(Duration::from_secs(3600))));
+        assert_eq!(shop.grace, Duration::from_millis(500));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line() {
+        for (text, complaint) in [
+            ("", "serve.toml has no site"),
+            ("[site.a]\n", "serve.toml:1: missing field `listen`"),
+            (
+                "[site.a]\nlisten = 80\nidel = '1s'\n",
+                "serve.toml:3: unknown field `idel`, expected one of `listen`, `image`",
+            ),
+            (
+                "[site.a]\nlisten = 80\n\n[site.b]\nlisten = 80\n",
+                "serve.toml:4: b and a both listen on port 80",
+            ),
+            (
+                "[site.a]\nlisten = 'localhost:80'\n",
+                "serve.toml:2: \"localhost:80\" is not a port",
+            ),
+            (
+                "[site.a]\nlisten = 80\nidle = 'soon'\n",
+                "serve.toml:3: \"soon\": expected number",
+            ),
+            ("[site.'a/b']\nlisten = 80\n", "serve.toml:1: a site cannot have this name"),
+            ("[site.a]\nlisten = 80\nmax = 0\n", "serve.toml:1: a may have no instance"),
+            ("[site.a\n", "serve.toml:1: "),
+        ] {
+            let found = parse(text).unwrap_err();
+            assert!(found.starts_with(complaint), "{text:?}: {found}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What happens to sites, as it is told to whoever runs the gateway.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::listener::Listener;
+
+/// Something that happened to a site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub site: String,
+    pub what: What,
+}
+
+/// Why an instance is brought up or ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// A connection waits.
+    Connection,
+    /// It was asked for by `warmimg wake` or `warmimg sleep`.
+    Asked,
+    /// There are more connections than the instances are to have.
+    Load,
+    /// It has been without a connection for long enough.
+    Idle,
+    /// It has lived for long enough.
+    MaxLife,
+    /// The gateway ends, or no longer has the site.
+    Removed,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The gateway listens for it.
+    Listening { listener: Listener },
+    /// An instance that ran before is in its place again.
+    Adopted { instance: String },
+    /// An instance was restored.
+    Woken {
+        instance: String,
+        cause: Cause,
+        took: Duration,
+    },
+    /// An instance was ended.
+    Ended {
+        instance: String,
+        cause: Cause,
+        lived: Duration,
+        /// How many connections there were since the site was woken.
+        connections: u64,
+    },
+    /// An instance ended by itself.
+    Exited { instance: String, status: Option<i32> },
+    /// It cannot be brought up; what waited was ended.
+    Failed {
+        error: String,
+        refused: usize,
+        /// Until it is tried again.
+        pause: Duration,
+    },
+    /// It goes on without something.
+    Warned { text: String },
+}

@@ -1,0 +1,26 @@
+//! Servers that exist only while somebody asks: a gateway that owns their listening sockets.
+//!
+//! ```text
+//! config ──► socket ──► site ──► restore (handoff) ──► instance
+//!            listens    wakes,   with this socket      accepts by itself
+//!                       watches, in place of the
+//!                       ends     captured one
+//! ```
+//!
+//! No byte of a connection passes here. A connection waits in the kernel until the server, restored
+//! because of it, accepts it.
+//!
+//! Invariants: an instance is ended only when none of its connections is left, or when its time
+//! to end by itself is over. A site is brought up once, however many ask.
+
+pub mod config;
+mod gateway;
+mod journal;
+mod site;
+pub mod socket;
+
+pub use self::{
+    config::{Config, ConfigError},
+    gateway::{Gateway, GatewayError},
+    journal::{Cause, Event, What},
+};

@@ -1,0 +1,141 @@
+//! The listening socket of a site, which the gateway owns and its instances share.
+//!
+//! Connections wait in it while the site sleeps. The flags and options of a socket belong to all
+//! who have it: they are those that the server had set on its own.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::{
+        fd::OwnedFd,
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            fs::FileTypeExt as _,
+            net::{SocketAddr as UnixAddress, UnixListener, UnixStream},
+        },
+    },
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{
+        AddressFamily, SocketFlags, SocketType, acceptfrom_with, bind, listen, socket_with, sockopt,
+    },
+};
+
+use crate::{edit::SocketTraits, listener::Listener, sys};
+
+/// A socket that listens.
+#[derive(Debug)]
+pub struct Socket {
+    pub listener: Listener,
+    pub descriptor: Arc<OwnedFd>,
+}
+
+impl Socket {
+    /// Listens at an address, with a socket as the server had it.
+    ///
+    /// # Errors
+    /// `AddrInUse` if something listens there; what socket(2), bind(2) and listen(2) say.
+    pub fn bind(listener: &Listener, traits: &SocketTraits) -> io::Result<Self> {
+        let descriptor = match listener {
+            Listener::Tcp { address } => bind_tcp(*address, traits)?,
+            Listener::Unix { path } => bind_unix(path)?,
+        };
+        listen(&descriptor, traits.backlog as i32)?;
+        Self::with(listener.clone(), descriptor, traits)
+    }
+
+    /// A socket that listens already, as the server had it.
+    ///
+    /// # Errors
+    /// What ioctl(2) says.
+    pub fn with(
+        listener: Listener,
+        descriptor: OwnedFd,
+        traits: &SocketTraits,
+    ) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&descriptor, traits.nonblocking)?;
+        Ok(Self {
+            listener,
+            descriptor: Arc::new(descriptor),
+        })
+    }
+
+    /// Waits until a connection waits in it.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says.
+    pub async fn connection(&self) -> io::Result<()> {
+        // No longer than this: a server that serves must not wake the gateway.
+        let watched = sys::readable(self.descriptor.try_clone()?)?;
+        watched.readable().await.map(drop)
+    }
+
+    /// Whether a connection waits in it.
+    pub fn has_connection(&self) -> bool {
+        let mut polled = [PollFd::new(&self.descriptor, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut polled, Some(&now)) == Ok(1)
+    }
+
+    /// Ends the connections that wait in it. Nobody else may take one meanwhile.
+    pub fn refuse_waiting(&self) -> usize {
+        let mut refused = 0;
+        while self.has_connection() {
+            let Ok((connection, _)) = acceptfrom_with(&self.descriptor, SocketFlags::CLOEXEC) else {
+                break;
+            };
+            // The other end is told at once that nothing was done with what it has sent.
+            let _ = sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
+            refused += 1;
+        }
+        refused
+    }
+
+    /// Removes the file of a Unix socket.
+    pub fn remove(&self) {
+        if let Listener::Unix { path } = &self.listener {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr, traits: &SocketTraits) -> io::Result<OwnedFd> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_tcp_nodelay(&socket, traits.nodelay)?;
+    if let Some(keepalive) = traits.keepalive {
+        let seconds = |number: u32| Duration::from_secs(number.into());
+        sockopt::set_socket_keepalive(&socket, true)?;
+        sockopt::set_tcp_keepcnt(&socket, keepalive.probes)?;
+        sockopt::set_tcp_keepidle(&socket, seconds(keepalive.idle))?;
+        sockopt::set_tcp_keepintvl(&socket, seconds(keepalive.interval))?;
+    }
+    bind(&socket, &address)?;
+    Ok(socket)
+}
+
+fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
+    if let Some(name) = path.as_os_str().as_bytes().strip_prefix(b"@") {
+        let address = UnixAddress::from_abstract_name(name)?;
+        return UnixListener::bind_addr(&address).map(OwnedFd::from);
+    }
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    // What nobody listens on was left by one that was killed.
+    if is_socket && UnixStream::connect(path).is_err() {
+        fs::remove_file(path)?;
+    }
+    UnixListener::bind(path).map(OwnedFd::from)
+}
