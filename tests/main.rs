@@ -29,6 +29,7 @@ mod profile;
 mod publish;
 mod run;
 mod secrets;
+mod serve;
 mod servers;
 mod support;
 mod verify;

@@ -13,7 +13,8 @@
 //! instance runs: no pid is trusted that could have been used again.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _, Seek as _, SeekFrom},
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::DirBuilderExt as _,
@@ -389,9 +390,8 @@ impl Instance {
             return Ok(false);
         };
         let ended = sys::readable(pidfd).map_err(&fail)?;
-        let send = |signal| {
-            pidfd_send_signal(ended.get_ref(), signal).map_err(|errno| fail(errno.into()))
-        };
+        let send =
+            |signal| pidfd_send_signal(ended.get_ref(), signal).map_err(|errno| fail(errno.into()));
         send(Signal::TERM)?;
         if tokio::time::timeout(grace, ended.readable()).await.is_ok() {
             return Ok(false);
@@ -433,6 +433,20 @@ impl Instance {
 fn read_status(folder: &Path) -> Option<i32> {
     let text = fs::read_to_string(folder.join(EXIT_FILE)).ok()?;
     text.trim().parse().ok()
+}
+
+/// The last lines of a log.
+fn last_lines(mut log: fs::File) -> io::Result<String> {
+    /// How much of it, at most.
+    const BYTES: u64 = 2048;
+    const LINES: usize = 10;
+    let length = log.metadata()?.len();
+    log.seek(SeekFrom::Start(length.saturating_sub(BYTES)))?;
+    let mut bytes = vec![];
+    log.take(BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().collect();
+    Ok(lines[lines.len().saturating_sub(LINES)..].join("\n"))
 }
 
 /// A detached instance that somebody waits for.
@@ -485,12 +499,18 @@ impl Running {
         stopped
     }
 
-    /// Removes it once it has ended by itself; returns its wait status.
-    pub fn discard(&self) -> Option<i32> {
+    /// Removes it once it has ended by itself; returns its wait status, and the last that it wrote.
+    pub fn discard(&self) -> (Option<i32>, String) {
         self.reap();
         let status = read_status(&self.instance.folder);
+        let last = self.instance.log().and_then(|log| {
+            last_lines(log).map_err(|source| InstanceError::Read {
+                path: self.instance.folder.join(OUTPUT),
+                source,
+            })
+        });
         let _ = discard(&self.instance.folder);
-        status
+        (status, last.unwrap_or_default())
     }
 
     /// Init is our child, unless another gateway has restored it.

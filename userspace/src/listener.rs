@@ -168,14 +168,34 @@ pub fn connected_of(pid: HostPid) -> Vec<Connected> {
     found
 }
 
+/// How many connections to a TCP listener there are, those that wait for being accepted included.
+pub fn established_at(address: SocketAddr) -> usize {
+    let is_none = |state: &TcpState| {
+        matches!(
+            state,
+            TcpState::Listen
+                | TcpState::Close
+                | TcpState::TimeWait
+                | TcpState::SynSent
+                | TcpState::SynRecv
+                | TcpState::NewSynRecv
+        )
+    };
+    let is_at = |local: SocketAddr| {
+        local.port() == address.port()
+            && (address.ip().is_unspecified() || local.ip() == address.ip())
+    };
+    let found = tcp_sockets(OWN).filter(|entry| !is_none(&entry.state));
+    found.filter(|entry| is_at(entry.local_address)).count()
+}
+
 /// How many connections a Unix socket has, those that wait for being accepted included.
 pub fn connections_of(listener: &Listener) -> usize {
     let Listener::Unix { path } = listener else {
         return 0;
     };
     let text = unix_table(OWN);
-    let is_connection =
-        |socket: &UnixSocket<'_>| !socket.listens && Path::new(socket.path) == path;
+    let is_connection = |socket: &UnixSocket<'_>| !socket.listens && Path::new(socket.path) == path;
     unix_sockets(&text).filter(is_connection).count()
 }
 

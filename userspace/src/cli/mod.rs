@@ -20,7 +20,7 @@ pub use self::{
     images::{Diff, Export, Import, Inspect, Prune, Rm, Verify},
     profile::{Format, Profile, ProfileCommand, ProfileDiff},
     run::Run,
-    serve::Serve,
+    serve::{Serve, SiteName, Top},
 };
 use crate::{
     capture,
@@ -110,6 +110,12 @@ pub enum Command {
     /// connection restores it again.
     #[command(after_long_help = serve::AFTER_HELP)]
     Serve(Serve),
+    /// Wake a site of `serve`
+    Wake(SiteName),
+    /// Have a site of `serve` go to sleep, if it has no connection
+    Sleep(SiteName),
+    /// Show how the sites of `serve` do, live on a terminal
+    Top(Top),
     /// Find out what a restored server needs first, for faster restores
     ///
     /// The image is restored once, where nobody else asks it, and asked. The pages of memory that it

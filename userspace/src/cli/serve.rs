@@ -1,29 +1,58 @@
 //! The arguments of `serve`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
+use super::seconds;
+
 /// What follows the help of `serve`.
-pub const AFTER_HELP: &str = "\
-The file has a table for each site:
+pub const AFTER_HELP: &str = r#"The file has a table for each site:
 
   [site.shop]
-  listen = \"0.0.0.0:8080\"  # PORT, ADDRESS:PORT, or the path of a Unix socket
-  image = \"shop\"           # its image [default: the name of the site]
+  listen = "0.0.0.0:8080"  # PORT, ADDRESS:PORT, or the path of a Unix socket
+  image = "shop"           # its image [default: the name of the site]
   listener = 3000          # the listener of the image that this is [default: the first]
-  idle = \"30s\"             # without a connection for so long, it goes to sleep [default: 5m]
-  grace = \"10s\"            # how long it may take to end after SIGTERM [default: 0s, not asked]
-  memory = \"auto\"          # as with restore: auto, copy, map
+  idle = "30s"             # without a connection for so long, it goes to sleep [default: 5m]
+  grace = "10s"            # how long it may take to end after SIGTERM [default: 0s, not asked]
+  memory = "auto"          # as with restore: auto, copy, map
+  drain = "30s"            # how long a replaced instance may have connections [default: 30s]
+  max-life = "1h"          # after so long, an instance is replaced by a new one [default: never]
+  standby = 1              # instances that are kept restored and frozen while it sleeps [default: 0]
+  max = 4                  # how many instances it may have [default: 1]
+  connections = 100        # from how many each on there is to be another one [default: any]
 
-SIGTERM and SIGINT end the gateway and its instances.";
+SIGTERM and SIGINT end the gateway and its instances, SIGUSR2 the gateway alone: another one takes over
+its sockets and instances. SIGHUP has it read the configuration again."#;
 
 #[derive(Debug, Args)]
 pub struct Serve {
     /// The configuration
-    #[arg(short, long, value_name = "FILE", default_value = "/etc/warmimg/serve.toml")]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "/etc/warmimg/serve.toml"
+    )]
     pub config: PathBuf,
     /// Only check the configuration
     #[arg(long)]
     pub check: bool,
+}
+
+/// A site of the gateway that serves from the store.
+#[derive(Debug, Args)]
+pub struct SiteName {
+    /// Its name
+    pub site: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Top {
+    /// Print the table once
+    #[arg(long)]
+    pub once: bool,
+    /// How often it is printed anew on a terminal, in seconds
+    #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = seconds)]
+    pub interval: Duration,
 }

@@ -1,13 +1,19 @@
-//! `warmimg serve`
+//! `warmimg serve`, `wake`, `sleep` and `top`
+
+use std::{collections::BTreeMap, path::Path};
 
 use tokio::task::LocalSet;
 
-use super::{prepare, supervise::Signals};
+use super::{open_store, prepare, supervise::Signals};
 use crate::{
     cli,
     error::Error,
+    instance,
     report::Report,
-    serve::{Config, Gateway},
+    serve::{
+        Config, Gateway,
+        admin::{AdminError, Reply, Request, ask},
+    },
 };
 
 pub async fn run(
@@ -23,19 +29,94 @@ pub async fn run(
         return Ok(0);
     }
     let mut signals = Signals::catch()?;
-    let report = report.clone();
+    let teller = report.clone();
     let journal = Box::new(move |event: &_| {
         // Nobody reads it any more: that is no reason to serve no more.
-        let _ = report.serve_event(event);
+        let _ = teller.serve_event(event);
     });
     let serving = async {
-        let mut gateway = Gateway::start(store, criu, &config, journal)?;
-        let outcome = tokio::select! {
-            outcome = gateway.pass_on() => outcome,
-            () = signals.ended() => Ok(()),
+        let mut gateway = Gateway::start(store, criu, &config, journal).await?;
+        let keep = loop {
+            let number = tokio::select! {
+                error = gateway.pass_on() => return Err(error.into()),
+                number = signals.next() => number,
+            };
+            match number {
+                libc::SIGTERM | libc::SIGINT => break false,
+                libc::SIGUSR2 => break true,
+                libc::SIGHUP => {
+                    if let Err(error) = configure(&mut gateway, &arguments.config).await {
+                        report.error(&error);
+                    }
+                }
+                _ => {}
+            }
         };
-        gateway.leave(false).await;
-        Ok(outcome?)
+        gateway.leave(keep).await;
+        Ok(0)
     };
-    LocalSet::new().run_until(serving).await.map(|()| 0)
+    LocalSet::new().run_until(serving).await
+}
+
+/// Serves what the configuration says now. If it cannot be served, all goes on as before.
+async fn configure(gateway: &mut Gateway, path: &Path) -> Result<(), Error> {
+    let config = Config::read(path)?;
+    Ok(gateway.configure(&config).await?)
+}
+
+pub async fn wake(
+    global: &cli::Global,
+    arguments: &cli::SiteName,
+    report: &Report,
+) -> Result<u8, Error> {
+    let request = Request::Wake(arguments.site.clone());
+    let instances = done(&arguments.site, ask(&global.store, &request).await?)?;
+    report.awake(&arguments.site, &instances)?;
+    Ok(0)
+}
+
+pub async fn sleep(
+    global: &cli::Global,
+    arguments: &cli::SiteName,
+    report: &Report,
+) -> Result<u8, Error> {
+    let request = Request::Sleep(arguments.site.clone());
+    done(&arguments.site, ask(&global.store, &request).await?)?;
+    report.asleep(&arguments.site)?;
+    Ok(0)
+}
+
+fn done(site: &str, reply: Reply) -> Result<Vec<String>, AdminError> {
+    match reply {
+        Reply::Done(instances) => Ok(instances),
+        Reply::Unknown { sites } => Err(AdminError::Unknown {
+            wanted: site.to_owned(),
+            sites,
+        }),
+        Reply::Refused(reason) => Err(AdminError::Refused {
+            site: site.to_owned(),
+            reason,
+        }),
+        Reply::Sites(_) => Ok(vec![]),
+    }
+}
+
+pub async fn top(global: &cli::Global, arguments: &cli::Top, report: &Report) -> Result<u8, Error> {
+    let store = open_store(global)?;
+    let is_live = !arguments.once && report.can_redraw();
+    loop {
+        let sites = match ask(&global.store, &Request::Status).await? {
+            Reply::Sites(sites) => sites,
+            _ => vec![],
+        };
+        let instances = instance::list(&store.instances()).into_iter();
+        let memory: BTreeMap<_, _> = instances
+            .filter_map(|instance| Some((instance.record.id.clone(), instance.memory()?)))
+            .collect();
+        report.sites(&sites, &memory, is_live)?;
+        if !is_live {
+            return Ok(0);
+        }
+        tokio::time::sleep(arguments.interval).await;
+    }
 }

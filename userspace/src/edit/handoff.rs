@@ -56,10 +56,7 @@ fn listener(entry: &Message) -> Option<Listener> {
 ///
 /// # Errors
 /// See [`EditError`].
-pub fn socket_traits(
-    images: &Path,
-    wanted: &Listener,
-) -> Result<Option<SocketTraits>, EditError> {
+pub fn socket_traits(images: &Path, wanted: &Listener) -> Result<Option<SocketTraits>, EditError> {
     let image = Image::read(&images.join(FILES), Kind::Files)?;
     let mut entries = image.entries.iter();
     let entry = entries.find(|entry| listener(entry).as_ref() == Some(wanted));
@@ -69,7 +66,10 @@ pub fn socket_traits(
 fn traits(entry: &Message) -> SocketTraits {
     let socket = |field| Message::parse(entry.bytes(field)?);
     let number = |message: &Option<Message>, field| {
-        message.as_ref().and_then(|message| message.number(field)).unwrap_or(0) as u32
+        message
+            .as_ref()
+            .and_then(|message| message.number(field))
+            .unwrap_or(0) as u32
     };
     let is_nonblocking = |flags: u32| flags & libc::O_NONBLOCK as u32 != 0;
     let (tcp, unix) = (socket(file_entry::ISK), socket(file_entry::USK));
@@ -105,8 +105,8 @@ pub fn hand_over(view: &Path, handed: &[Listener]) -> Result<(), EditError> {
     let mut image = Image::read(&view.join(FILES), Kind::Files)?;
     let mut ids = vec![];
     for entry in &mut image.entries {
-        let number = listener(entry)
-            .and_then(|found| handed.iter().position(|wanted| *wanted == found));
+        let number =
+            listener(entry).and_then(|found| handed.iter().position(|wanted| *wanted == found));
         if let (Some(number), Some(id)) = (number, entry.number(file_entry::ID)) {
             *entry = inherited_file(id, &handed_name(number + 1), libc::O_RDWR);
             ids.push(id);

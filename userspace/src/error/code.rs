@@ -15,7 +15,7 @@ use crate::{
     instance::InstanceError,
     obstacle,
     restore::RestoreError,
-    serve::GatewayError,
+    serve::{GatewayError, admin::AdminError},
     spawn::{CommandError, SpawnError, Step},
     store::StoreError,
     warmup::WarmupError,
@@ -106,6 +106,10 @@ impl Error {
             Self::Program(_) => ExitCode::NoCriu,
             Self::Config(_) => ExitCode::Usage,
             Self::Gateway(error) => gateway_code(error),
+            Self::Admin(AdminError::Unknown { .. } | AdminError::NotRunning { .. }) => {
+                ExitCode::UnknownInstance
+            }
+            Self::Admin(AdminError::Refused { .. } | AdminError::Talk { .. }) => ExitCode::Failure,
             Self::Store(error) => store_code(error),
             Self::Archive(error) => archive_code(error),
             Self::InUse { .. } => ExitCode::InUse,
@@ -271,8 +275,11 @@ fn gateway_code(error: &GatewayError) -> ExitCode {
             ExitCode::PortTaken
         }
         GatewayError::Edit { .. } => ExitCode::StoreUnusable,
-        GatewayError::Listen { .. } | GatewayError::Watch(_) | GatewayError::Instance(_) => {
-            ExitCode::Failure
-        }
+        GatewayError::Runs(_) => ExitCode::InUse,
+        GatewayError::Folder { .. } => ExitCode::StoreUnusable,
+        GatewayError::Listen { .. }
+        | GatewayError::Keeper(_)
+        | GatewayError::Watch(_)
+        | GatewayError::Instance(_) => ExitCode::Failure,
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     report::profile::json::ReadError,
     requirements::RequirementError,
     restore::RestoreError,
-    serve::{ConfigError, GatewayError},
+    serve::{ConfigError, GatewayError, admin::AdminError},
     spawn::CommandError,
     store::StoreError,
 };
@@ -56,6 +56,8 @@ pub enum Error {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     #[error(transparent)]
     Bench(#[from] BenchError),
     /// Of `capture --at auto`.

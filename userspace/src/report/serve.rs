@@ -1,14 +1,20 @@
 //! What `warmimg serve` tells: a line for each thing that happens to a site.
 
-use std::{path::Path, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal as _},
+    path::Path,
+    time::SystemTime,
+};
 
 use serde_json::{Value, json};
 
-use super::{Milliseconds, Report, print, printable};
+use super::{Bytes, Milliseconds, Report, print, printable, table};
 use crate::{
     error::Error,
     instance::describe_status,
-    serve::{Cause, Config, Event, What},
+    memory::Memory,
+    serve::{Cause, Config, Event, Status, What},
 };
 
 impl Cause {
@@ -48,13 +54,100 @@ impl Report {
                 "time": humantime::format_rfc3339_micros(now).to_string(),
                 "site": event.site,
             });
-            if let (Value::Object(object), Value::Object(more)) = (&mut object, describe_json(&event.what)) {
+            if let (Value::Object(object), Value::Object(more)) =
+                (&mut object, describe_json(&event.what))
+            {
                 object.extend(more);
             }
             return self.line("serve", object);
         }
         let time = humantime::format_rfc3339_millis(now);
         print(format!("{time} {}: {}\n", event.site, describe(&event.what)).as_bytes())
+    }
+}
+
+impl Report {
+    /// # Errors
+    /// As above, as all that follow.
+    pub fn awake(&self, site: &str, instances: &[String]) -> Result<(), Error> {
+        match self.json {
+            true => self.line("wake", json!({ "site": site, "instances": instances })),
+            false => print(format!("{site} is awake: {}\n", instances.join(", ")).as_bytes()),
+        }
+    }
+
+    pub fn asleep(&self, site: &str) -> Result<(), Error> {
+        match self.json {
+            true => self.line("sleep", json!({ "site": site })),
+            false => print(format!("{site} sleeps\n").as_bytes()),
+        }
+    }
+
+    /// Whether what was printed can be printed anew in its place.
+    pub fn can_redraw(&self) -> bool {
+        !self.json && io::stdout().is_terminal()
+    }
+
+    /// How sites do, with the memory of instances by their names.
+    pub fn sites(
+        &self,
+        sites: &[Status],
+        memory: &BTreeMap<String, Memory>,
+        redraw: bool,
+    ) -> Result<(), Error> {
+        let used = |ids: &[String]| -> Memory {
+            ids.iter().filter_map(|id| memory.get(id)).copied().sum()
+        };
+        if self.json {
+            for status in sites {
+                let mut object = json!(status);
+                object["memory"] = json!(used(&status.serving));
+                object["memory_standing_by"] = json!(used(&status.standing_by));
+                self.line("site", object)?;
+            }
+            return Ok(());
+        }
+        if redraw {
+            // The cursor to the first line, and nothing behind it.
+            print(b"\x1b[H\x1b[2J")?;
+        }
+        let headings = [
+            "SITE",
+            "STATE",
+            "OPEN",
+            "TAKEN",
+            "WAKES",
+            "SERVING",
+            "PSS",
+            "STANDING BY",
+            "PSS",
+            "LISTENER",
+        ];
+        let mut rows = vec![headings.map(str::to_owned)];
+        for status in sites {
+            let size = |ids: &[String]| match ids {
+                [] => "-".to_owned(),
+                ids => Bytes(used(ids).pss).to_string(),
+            };
+            let state = match (status.failures, &status.serving[..]) {
+                (0, []) => "asleep".to_owned(),
+                (_, [_, ..]) => "awake".to_owned(),
+                (failures, []) => format!("failed {failures} times"),
+            };
+            rows.push([
+                status.site.clone(),
+                state,
+                status.open.to_string(),
+                status.taken.to_string(),
+                status.wakes.to_string(),
+                (status.serving.len() + status.leaving.len()).to_string(),
+                size(&status.serving),
+                status.standing_by.len().to_string(),
+                size(&status.standing_by),
+                status.listener.to_string(),
+            ]);
+        }
+        table(rows)
     }
 }
 
@@ -65,9 +158,15 @@ fn describe(what: &What) -> String {
         What::Woken {
             instance,
             cause,
+            was_standing_by,
             took,
         } => format!(
-            "{instance} is up after {}: {}",
+            "{instance} {} {}: {}",
+            if *was_standing_by {
+                "goes on after"
+            } else {
+                "is up after"
+            },
             Milliseconds(took.as_micros() as u64),
             cause.describe()
         ),
@@ -81,10 +180,18 @@ fn describe(what: &What) -> String {
             lived.as_secs_f64(),
             cause.describe()
         ),
-        What::Exited { instance, status } => match status {
-            Some(status) => format!("{instance} has ended by itself: {}", describe_status(*status)),
-            None => format!("{instance} has been killed"),
-        },
+        What::Exited {
+            instance,
+            status,
+            log,
+        } => {
+            let how = match status {
+                Some(status) => format!("has ended by itself: {}", describe_status(*status)),
+                None => "has been killed".to_owned(),
+            };
+            let lines = log.lines().map(|line| format!("\n  {}", printable(line)));
+            format!("{instance} {how}{}", lines.collect::<String>())
+        }
         What::Failed {
             error,
             refused,
@@ -106,9 +213,11 @@ fn describe_json(what: &What) -> Value {
         What::Woken {
             instance,
             cause,
+            was_standing_by,
             took,
         } => json!({
-            "event": "woken", "instance": instance, "cause": cause, "took_ms": ms(took),
+            "event": "woken", "instance": instance, "cause": cause,
+            "was_standing_by": was_standing_by, "took_ms": ms(took),
         }),
         What::Ended {
             instance,
@@ -119,9 +228,11 @@ fn describe_json(what: &What) -> Value {
             "event": "ended", "instance": instance, "cause": cause, "lived_ms": ms(lived),
             "connections": connections,
         }),
-        What::Exited { instance, status } => {
-            json!({ "event": "exited", "instance": instance, "status": status })
-        }
+        What::Exited {
+            instance,
+            status,
+            log,
+        } => json!({ "event": "exited", "instance": instance, "status": status, "log": log }),
         What::Failed {
             error,
             refused,

@@ -33,8 +33,8 @@ use crate::{
     network::{self, Network, NetworkError},
     output::Output,
     spawn::{
-        ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT,
-        Sandbox, SpawnError,
+        ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT, Sandbox,
+        SpawnError,
     },
     store::{Image, Store, StoreError, now_ms},
     tree,
@@ -309,7 +309,11 @@ pub async fn restore(
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
         instance: folder.lock().as_fd(),
-        handed: options.handed.iter().map(|handed| handed.socket.as_fd()).collect(),
+        handed: options
+            .handed
+            .iter()
+            .map(|handed| handed.socket.as_fd())
+            .collect(),
     };
     let out_of_memory = || {
         let limit = group.as_ref().and_then(Reservation::exhausted)?;
@@ -351,7 +355,11 @@ pub async fn restore(
         edit::move_listeners(&stored, &images, &moves, options.reuse_port)?;
     }
     if !options.handed.is_empty() {
-        let handed: Vec<_> = options.handed.iter().map(|handed| handed.old.clone()).collect();
+        let handed: Vec<_> = options
+            .handed
+            .iter()
+            .map(|handed| handed.old.clone())
+            .collect();
         edit::hand_over(&images, &handed)?;
     }
     if accepts_changes {

@@ -72,6 +72,9 @@ pub struct Site {
     /// killed if it has no connection then.
     #[serde(default, deserialize_with = "duration")]
     pub grace: Duration,
+    /// How long an instance that another one has replaced may have connections.
+    #[serde(default = "drain", deserialize_with = "duration")]
+    pub drain: Duration,
     #[serde(default)]
     pub memory: MemoryMode,
     /// How many instances are kept restored and frozen while it sleeps.
@@ -94,6 +97,10 @@ impl Site {
 
 fn idle() -> Option<Duration> {
     Some(Duration::from_secs(300))
+}
+
+fn drain() -> Duration {
+    Duration::from_secs(30)
 }
 
 fn one() -> u32 {
@@ -131,7 +138,9 @@ fn some_wanted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Want
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(|error| {
-        D::Error::custom(format!("{text:?}: {error}; a time is such as 500ms, 30s or 1h"))
+        D::Error::custom(format!(
+            "{text:?}: {error}; a time is such as 500ms, 30s or 1h"
+        ))
     })
 }
 
@@ -183,7 +192,9 @@ impl Config {
             };
             if let Some((other, _)) = sites.iter().find(|(_, other)| other.listen == site.listen) {
                 let listen = &site.listen;
-                return Err(invalid(format!("{name} and {other} both listen on {listen}")));
+                return Err(invalid(format!(
+                    "{name} and {other} both listen on {listen}"
+                )));
             }
             if site.max == 0 {
                 return Err(invalid(format!("{name} may have no instance: max is 0")));
@@ -213,14 +224,20 @@ mod tests {
         let config = parse("[site.shop]\nlisten = 8080\n").unwrap();
         let shop = &config.sites["shop"];
         assert_eq!(shop.listen, Wanted::Port(8080));
-        assert_eq!((shop.idle, shop.max_life), (Some(Duration::from_secs(300)), None));
+        assert_eq!(
+            (shop.idle, shop.max_life),
+            (Some(Duration::from_secs(300)), None)
+        );
         assert_eq!((shop.grace, shop.max, shop.standby), (Duration::ZERO, 1, 0));
         let config = parse(
             "[site.shop]\nlisten = '/run/shop.sock'\nidle = 'never'\nmax-life = '1h'\n\
              grace = '500ms'\nmemory = 'copy'\n",
         );
         let shop = &config.unwrap().sites["shop"];
-        assert_eq!((shop.idle, shop.max_life), (None, Some(Duration::from_secs(3600))));
+        assert_eq!(
+            (shop.idle, shop.max_life),
+            (None, Some(Duration::from_secs(3600)))
+        );
         assert_eq!(shop.grace, Duration::from_millis(500));
     }
 
@@ -245,8 +262,14 @@ mod tests {
                 "[site.a]\nlisten = 80\nidle = 'soon'\n",
                 "serve.toml:3: \"soon\": expected number",
             ),
-            ("[site.'a/b']\nlisten = 80\n", "serve.toml:1: a site cannot have this name"),
-            ("[site.a]\nlisten = 80\nmax = 0\n", "serve.toml:1: a may have no instance"),
+            (
+                "[site.'a/b']\nlisten = 80\n",
+                "serve.toml:1: a site cannot have this name",
+            ),
+            (
+                "[site.a]\nlisten = 80\nmax = 0\n",
+                "serve.toml:1: a may have no instance",
+            ),
             ("[site.a\n", "serve.toml:1: "),
         ] {
             let found = parse(text).unwrap_err();

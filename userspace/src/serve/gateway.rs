@@ -1,30 +1,38 @@
 //! All sites together: what they share, and who tells them what to do.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::BTreeMap,
-    io,
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
 };
 
+use rustix::fs::{FlockOperation, flock};
 use tokio::{
     sync::mpsc::{UnboundedSender, unbounded_channel},
     task::JoinHandle,
 };
 
 use super::{
+    admin::{self, Admin},
     config::{self, Config},
+    fleet::Fleet,
     journal::{Event, What},
+    keeper::Keeper,
     site::{Order, Site},
     socket::Socket,
 };
 use crate::{
     criu::Program,
+    doctor::chain,
     edit::{self, EditError, SocketTraits},
     host::Clocks,
-    instance::InstanceError,
+    instance::{self, Instance, InstanceError, Running, State},
     listener::{Listener, Publish, Wanted, choose},
+    private,
     store::{Store, StoreError},
     sys::bpf,
     watch::{
@@ -64,6 +72,12 @@ pub enum GatewayError {
     },
     #[error("cannot read the image of {site}")]
     Edit { site: String, source: EditError },
+    #[error("another gateway serves from the store already (it has locked {})", .0.display())]
+    Runs(PathBuf),
+    #[error("cannot use the folder {}", .path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("cannot start the keeper of the listening sockets")]
+    Keeper(#[source] io::Error),
     #[error("connections cannot be counted")]
     Watch(#[from] WatchError),
     #[error(transparent)]
@@ -81,17 +95,28 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Tells that something has happened.
-    pub fn tell(&self, event: &Event) {
-        (self.journal)(event);
+    /// Tells what has happened to a site.
+    pub fn tell(&self, site: &str, what: What) {
+        (self.journal)(&Event {
+            site: site.to_owned(),
+            what,
+        });
     }
 
-    /// The connections of a listener, of which the kernel tells once when they leave these bounds.
+    /// The connections of a listener. If bounds are given, the kernel tells once when they leave them.
     ///
     /// # Errors
     /// See [`WatchError`].
-    pub fn bound(&self, number: u32, bounds: Bounds) -> Result<Connections, WatchError> {
-        self.counter.borrow_mut().bound(number, bounds)
+    pub fn connections(
+        &self,
+        number: u32,
+        bounds: Option<Bounds>,
+    ) -> Result<Connections, WatchError> {
+        let mut counter = self.counter.borrow_mut();
+        match bounds {
+            Some(bounds) => counter.bound(number, bounds),
+            None => counter.of(number),
+        }
     }
 
     /// A time of the kernel's monotonic clock.
@@ -99,7 +124,11 @@ impl Shared {
         let (began, began_ns) = self.began;
         let since = Duration::from_nanos(ns.abs_diff(began_ns));
         let before = || began.checked_sub(since).unwrap_or(began);
-        if ns > began_ns { began + since } else { before() }
+        if ns > began_ns {
+            began + since
+        } else {
+            before()
+        }
     }
 }
 
@@ -115,8 +144,23 @@ struct Handle {
     config: config::Site,
     place: Place,
     number: Option<u32>,
+    /// The same that the site has.
+    socket: Rc<Socket>,
     orders: UnboundedSender<Order>,
     task: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Ends the site.
+    async fn leave(self, shared: &Shared, keep: bool) {
+        let _ = self.orders.send(Order::Leave { keep });
+        let _ = self.task.await;
+        if let (Listener::Tcp { address }, Some(number)) = (&self.place.new, self.number)
+            && let Err(error) = shared.counter.borrow_mut().forget(*address, number)
+        {
+            tracing::debug!("{}", chain(&error));
+        }
+    }
 }
 
 /// Sites that are served.
@@ -124,6 +168,11 @@ pub struct Gateway {
     shared: Rc<Shared>,
     told: Told,
     sites: BTreeMap<String, Handle>,
+    keeper: Option<Keeper>,
+    admin: Admin,
+    folder: PathBuf,
+    /// Only one gateway serves from a store.
+    _lock: fs::File,
 }
 
 impl Gateway {
@@ -132,13 +181,19 @@ impl Gateway {
     ///
     /// # Errors
     /// See [`GatewayError`]; nothing is served then.
-    pub fn start(
+    pub async fn start(
         store: Store,
         criu: Program,
         config: &Config,
         journal: Box<dyn Fn(&Event)>,
     ) -> Result<Self, GatewayError> {
         let places = places(&store, config)?;
+        let folder = folder(store.root());
+        let lock = lock(&folder)?;
+        let admin = Admin::listen(&folder).map_err(|source| GatewayError::Folder {
+            path: folder.clone(),
+            source,
+        })?;
         let (counter, told) = Counter::attach()?;
         // Rings are of no use to instances, which are forked from this process.
         if let Err(error) = bpf::keep_maps_from_children() {
@@ -155,10 +210,13 @@ impl Gateway {
             shared,
             told,
             sites: BTreeMap::new(),
+            keeper: None,
+            admin,
+            folder,
+            _lock: lock,
         };
-        for (name, place) in places {
-            gateway.add(&name, &config.sites[&name], place)?;
-        }
+        let kept = Keeper::take_over(&gateway.folder);
+        gateway.serve(config, places, kept).await?;
         Ok(gateway)
     }
 
@@ -170,46 +228,133 @@ impl Gateway {
         places(store, config).map(drop)
     }
 
+    /// Serves the sites of another configuration from now on. A site that is in both goes on.
+    ///
+    /// # Errors
+    /// See [`GatewayError`]; all goes on as before then.
+    pub async fn configure(&mut self, config: &Config) -> Result<(), GatewayError> {
+        let places = places(&self.shared.store, config)?;
+        self.serve(config, places, vec![]).await
+    }
+
+    async fn serve(
+        &mut self,
+        config: &Config,
+        places: BTreeMap<String, Place>,
+        mut kept: Vec<(Listener, OwnedFd)>,
+    ) -> Result<(), GatewayError> {
+        // First what can fail.
+        let mut sockets = BTreeMap::new();
+        for (name, place) in &places {
+            let goes_on = |site: &Handle| site.place == *place;
+            if self.sites.get(name).is_some_and(goes_on) {
+                continue;
+            }
+            let fail = |source| GatewayError::Listen {
+                site: name.clone(),
+                listener: place.new.clone(),
+                source,
+            };
+            // Of another site that is to give it up, or of a gateway that is gone.
+            let held = self.sites.values().find(|site| site.place.new == place.new);
+            let is_kept = kept.iter().position(|(listener, _)| *listener == place.new);
+            let socket = match (held, is_kept) {
+                (Some(held), _) => held.socket.again(&place.traits),
+                (None, Some(number)) => {
+                    let (listener, descriptor) = kept.swap_remove(number);
+                    Socket::with(listener, descriptor, &place.traits)
+                }
+                (None, None) => Socket::bind(&place.new, &place.traits),
+            };
+            sockets.insert(name.clone(), Rc::new(socket.map_err(fail)?));
+        }
+        let all = self
+            .sites
+            .iter()
+            .filter(|(name, _)| places.contains_key(*name) && !sockets.contains_key(*name));
+        let all = all
+            .map(|(_, site)| &*site.socket)
+            .chain(sockets.values().map(|socket| &**socket));
+        let keeper =
+            Keeper::start(&self.folder, &all.collect::<Vec<_>>()).map_err(GatewayError::Keeper)?;
+        self.keeper = Some(keeper);
+
+        let is_gone = |name: &String, _: &mut Handle| {
+            !places.contains_key(name) || sockets.contains_key(name)
+        };
+        let gone: Vec<_> = self.sites.extract_if(.., is_gone).collect();
+        for (_, site) in gone {
+            site.leave(&self.shared, false).await;
+        }
+        let mut before = self.instances();
+        for (name, place) in places {
+            let site = &config.sites[&name];
+            match (sockets.remove(&name), self.sites.get_mut(&name)) {
+                (Some(socket), _) => {
+                    let meant =
+                        |running: &mut Running| running.record().site.as_ref() == Some(&name);
+                    let adopted = before.extract_if(.., meant).collect();
+                    self.add(&name, site, place, socket, adopted)?;
+                }
+                (None, Some(handle)) if handle.config != *site => {
+                    handle.config = site.clone();
+                    let _ = handle.orders.send(Order::Configure(Box::new(site.clone())));
+                }
+                (None, _) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The instances that serve a site that this gateway does not serve.
+    fn instances(&self) -> Vec<Running> {
+        let folder = self.shared.store.instances();
+        let of_others = |instance: &Instance| {
+            let site = instance.record.site.as_ref();
+            instance.state == State::Running
+                && site.is_some_and(|site| !self.sites.contains_key(site))
+        };
+        let found = instance::list(&folder).into_iter().filter(of_others);
+        found
+            .filter_map(|instance| Running::follow(&folder, &instance.record.id).ok())
+            .collect()
+    }
+
     fn add(
         &mut self,
         name: &str,
         config: &config::Site,
         place: Place,
+        socket: Rc<Socket>,
+        adopted: Vec<Running>,
     ) -> Result<(), GatewayError> {
-        let socket = Socket::bind(&place.new, &place.traits).map_err(|source| {
-            GatewayError::Listen {
-                site: name.to_owned(),
-                listener: place.new.clone(),
-                source,
-            }
-        })?;
         let number = match &place.new {
             Listener::Tcp { address } => Some(self.shared.counter.borrow_mut().count(*address)?),
             Listener::Unix { .. } => None,
         };
-        self.shared.tell(&Event {
-            site: name.to_owned(),
-            what: What::Listening {
+        self.shared.tell(
+            name,
+            What::Listening {
                 listener: place.new.clone(),
             },
-        });
+        );
         let (orders, receiver) = unbounded_channel();
-        let site = Site {
-            name: name.to_owned(),
-            config: config.clone(),
-            shared: self.shared.clone(),
-            socket,
-            old: place.old.clone(),
+        let shared = self.shared.clone();
+        let mut fleet = Fleet::new(
+            name,
+            config,
+            shared,
+            socket.clone(),
+            place.old.clone(),
             number,
-            running: vec![],
-            orders: receiver,
-            failures: 0,
-            seen: Cell::new(None),
-        };
+        );
+        adopted.into_iter().for_each(|running| fleet.adopt(running));
+        let site = Site::new(fleet, receiver);
         let handle = Handle {
             config: config.clone(),
             place,
             number,
+            socket,
             orders,
             task: tokio::task::spawn_local(site.run()),
         };
@@ -217,28 +362,59 @@ impl Gateway {
         Ok(())
     }
 
-    /// Passes on what the kernel tells, for ever. Can be cancelled.
-    ///
-    /// # Errors
-    /// See [`WatchError`].
-    pub async fn pass_on(&mut self) -> Result<(), GatewayError> {
+    /// Passes on what the kernel tells, and answers those who ask, until that fails. Can be cancelled.
+    pub async fn pass_on(&mut self) -> GatewayError {
         loop {
-            let left = self.told.next().await?;
+            let left = tokio::select! {
+                left = self.told.next() => match left {
+                    Ok(left) => left,
+                    Err(error) => return error.into(),
+                },
+                stream = self.admin.accept() => {
+                    let sites = self.sites.iter();
+                    let sites = sites.map(|(name, site)| (name.clone(), site.orders.clone()));
+                    tokio::task::spawn_local(admin::answer(stream, sites.collect()));
+                    continue;
+                }
+            };
             let meant = |site: &&Handle| site.number == Some(left.number);
             if let Some(site) = self.sites.values().find(meant) {
-                let _ = site.orders.send(Order::Counted(left));
+                let _ = site.orders.send(Order::Counted);
             }
         }
     }
 
-    /// Ends all sites; their instances too, unless they are to be kept for another gateway.
+    /// Ends all sites; their instances and sockets too, unless they are to be kept for another
+    /// gateway.
     pub async fn leave(self, keep: bool) {
-        for site in self.sites.values() {
-            let _ = site.orders.send(Order::Leave { keep });
+        let leaving = self
+            .sites
+            .into_values()
+            .map(|site| site.leave(&self.shared, keep));
+        futures_util::future::join_all(leaving).await;
+        match self.keeper {
+            Some(keeper) if keep => keeper.leave(),
+            _ => {}
         }
-        for (_, site) in self.sites {
-            let _ = site.task.await;
-        }
+    }
+}
+
+/// The folder of the gateway of a store.
+pub fn folder(store: &Path) -> PathBuf {
+    store.join("serve")
+}
+
+/// Makes sure that there is one gateway only.
+fn lock(folder: &Path) -> Result<fs::File, GatewayError> {
+    let fail = |source| GatewayError::Folder {
+        path: folder.into(),
+        source,
+    };
+    private::make_folders(folder).map_err(fail)?;
+    let lock = fs::File::open(folder).map_err(fail)?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(GatewayError::Runs(folder.into())),
+        locked => locked.map(|()| lock).map_err(|errno| fail(errno.into())),
     }
 }
 
@@ -280,7 +456,8 @@ fn place(store: &Store, name: &str, site: &config::Site) -> Result<Place, Gatewa
     let new = publish.moves(old).filter(|new| {
         matches!(
             (old, new),
-            (Listener::Tcp { .. }, Listener::Tcp { .. }) | (Listener::Unix { .. }, Listener::Unix { .. })
+            (Listener::Tcp { .. }, Listener::Tcp { .. })
+                | (Listener::Unix { .. }, Listener::Unix { .. })
         )
     });
     let new = new.ok_or_else(|| GatewayError::OtherKind {

@@ -38,10 +38,12 @@ pub enum What {
     Listening { listener: Listener },
     /// An instance that ran before is in its place again.
     Adopted { instance: String },
-    /// An instance was restored.
+    /// An instance serves from now on.
     Woken {
         instance: String,
         cause: Cause,
+        /// It was there already, and stood still.
+        was_standing_by: bool,
         took: Duration,
     },
     /// An instance was ended.
@@ -53,7 +55,12 @@ pub enum What {
         connections: u64,
     },
     /// An instance ended by itself.
-    Exited { instance: String, status: Option<i32> },
+    Exited {
+        instance: String,
+        status: Option<i32>,
+        /// The last lines that it wrote.
+        log: String,
+    },
     /// It cannot be brought up; what waited was ended.
     Failed {
         error: String,

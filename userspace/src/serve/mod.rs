@@ -13,9 +13,12 @@
 //! Invariants: an instance is ended only when none of its connections is left, or when its time
 //! to end by itself is over. A site is brought up once, however many ask.
 
+pub mod admin;
 pub mod config;
+mod fleet;
 mod gateway;
 mod journal;
+mod keeper;
 mod site;
 pub mod socket;
 
@@ -23,4 +26,5 @@ pub use self::{
     config::{Config, ConfigError},
     gateway::{Gateway, GatewayError},
     journal::{Cause, Event, What},
+    site::Status,
 };

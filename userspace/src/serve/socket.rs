@@ -29,6 +29,9 @@ use rustix::{
 
 use crate::{edit::SocketTraits, listener::Listener, sys};
 
+/// How long nothing is tried without descriptors.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// A socket that listens.
 #[derive(Debug)]
 pub struct Socket {
@@ -66,14 +69,26 @@ impl Socket {
         })
     }
 
-    /// Waits until a connection waits in it.
+    /// The same socket for another server, as that one had its own.
     ///
     /// # Errors
-    /// What epoll_ctl(2) says.
-    pub async fn connection(&self) -> io::Result<()> {
+    /// What dup(2) and ioctl(2) say.
+    pub fn again(&self, traits: &SocketTraits) -> io::Result<Self> {
+        Self::with(self.listener.clone(), self.descriptor.try_clone()?, traits)
+    }
+
+    /// Waits until a connection waits in it.
+    pub async fn watch(&self) {
         // No longer than this: a server that serves must not wake the gateway.
-        let watched = sys::readable(self.descriptor.try_clone()?)?;
-        watched.readable().await.map(drop)
+        let watched = self.descriptor.try_clone().and_then(sys::readable);
+        let seen = match &watched {
+            Ok(watched) => watched.readable().await.map(drop),
+            Err(_) => Err(io::ErrorKind::Other.into()),
+        };
+        if seen.is_err() {
+            // Descriptors have run out. Others will be closed.
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     /// Whether a connection waits in it.
@@ -90,7 +105,8 @@ impl Socket {
     pub fn refuse_waiting(&self) -> usize {
         let mut refused = 0;
         while self.has_connection() {
-            let Ok((connection, _)) = acceptfrom_with(&self.descriptor, SocketFlags::CLOEXEC) else {
+            let Ok((connection, _)) = acceptfrom_with(&self.descriptor, SocketFlags::CLOEXEC)
+            else {
                 break;
             };
             // The other end is told at once that nothing was done with what it has sent.

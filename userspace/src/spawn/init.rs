@@ -104,7 +104,10 @@ impl Plan {
 
     /// The numbers that the files have there that memory is mapped from.
     pub fn memory(&self) -> Range<RawFd> {
-        let files = self.guarded.as_ref().map_or(0, |guarded| guarded.files.len());
+        let files = self
+            .guarded
+            .as_ref()
+            .map_or(0, |guarded| guarded.files.len());
         let first = self.handed().end;
         first..first + files as RawFd
     }

@@ -5,6 +5,7 @@
 //! [`Counter::forget`].
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
@@ -19,7 +20,10 @@ use probe_ebpf::serve as probe;
 use tokio::io::unix::AsyncFd;
 
 use super::{BTF_PATH, WatchError, btf::Btf};
-use crate::sys::{self, Shared};
+use crate::{
+    listener,
+    sys::{self, Shared},
+};
 
 pub use probe::{Bounds, Connections, LeftBounds};
 
@@ -35,6 +39,8 @@ pub struct Counter {
     places: HashMap<MapData, Shared<probe::Place>, u32>,
     connections: Array<MapData, Shared<Connections>>,
     bounds: Array<MapData, Shared<Bounds>>,
+    /// Connections that there were before they were counted.
+    earlier: BTreeMap<u32, i64>,
     free: Vec<u32>,
     next: u32,
 }
@@ -77,6 +83,7 @@ impl Counter {
             places,
             connections,
             bounds,
+            earlier: BTreeMap::new(),
             free: vec![],
             next: 0,
         };
@@ -84,16 +91,28 @@ impl Counter {
         Ok((counter, Told(told)))
     }
 
-    /// Counts the connections that are made to this address from now on.
+    /// Counts the connections to this address.
     ///
     /// # Errors
     /// See [`WatchError`].
     pub fn count(&mut self, address: SocketAddr) -> Result<u32, WatchError> {
+        /// How often it is tried to look while no connection comes or goes.
+        const TRIES: usize = 20;
         let number = self.free.pop().unwrap_or(self.next);
-        self.connections.set(number, Shared(Connections::default()), 0)?;
+        self.connections
+            .set(number, Shared(Connections::default()), 0)?;
         self.bounds.set(number, Shared(Bounds::NONE), 0)?;
         self.places.insert(Shared(place(address)), number, 0)?;
         self.next = self.next.max(number + 1);
+        for _ in 0..TRIES {
+            let before = self.connections.get(&number, 0)?.0;
+            let there = listener::established_at(address) as i64;
+            let after = self.connections.get(&number, 0)?.0;
+            self.earlier.insert(number, there - after.open);
+            if before == after {
+                break;
+            }
+        }
         Ok(number)
     }
 
@@ -112,7 +131,9 @@ impl Counter {
     /// # Errors
     /// See [`WatchError`].
     pub fn of(&self, number: u32) -> Result<Connections, WatchError> {
-        Ok(self.connections.get(&number, 0)?.0)
+        let mut counted = self.connections.get(&number, 0)?.0;
+        counted.open += self.earlier.get(&number).copied().unwrap_or(0);
+        Ok(counted)
     }
 
     /// Has [`Told`] tell once when a listener has less or more connections than this. Returns
@@ -121,6 +142,15 @@ impl Counter {
     /// # Errors
     /// See [`WatchError`].
     pub fn bound(&mut self, number: u32, bounds: Bounds) -> Result<Connections, WatchError> {
+        let earlier = self.earlier.get(&number).copied().unwrap_or(0);
+        let of_kernel = |bound: i64| match bound {
+            i64::MIN | i64::MAX => bound,
+            bound => bound - earlier,
+        };
+        let bounds = Bounds {
+            below: of_kernel(bounds.below),
+            above: of_kernel(bounds.above),
+        };
         self.bounds.set(number, Shared(bounds), 0)?;
         self.of(number)
     }

@@ -1,0 +1,442 @@
+//! The instances of one site: those that serve, those that stand by, and those that are to end.
+//!
+//! All share one listening socket. One that stands still accepts nothing; so an instance that stands still
+//! and has accepted nothing can be ended without anybody noticing.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+
+use super::{
+    config,
+    gateway::Shared,
+    journal::{Cause, What},
+    site::Status,
+    socket::Socket,
+};
+use crate::{
+    doctor::chain,
+    error::Error,
+    freeze::{self, FreezeError},
+    instance::Running,
+    listener::{self, Listener},
+    restore::{self, Handed, RestoreError},
+    tree::{self, HostPid},
+    watch::connections::{Bounds, Connections},
+};
+
+/// How long a hook of the image may take.
+const HOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// An instance that is to end as soon as it has no connection any more.
+struct Leaving {
+    running: Running,
+    cause: Cause,
+    /// When it is asked to end, whatever it has.
+    until: Instant,
+}
+
+/// The instances of a site.
+pub struct Fleet {
+    pub name: String,
+    pub config: config::Site,
+    pub shared: Rc<Shared>,
+    pub socket: Rc<Socket>,
+    /// The listener of the image that the socket takes the place of.
+    old: Listener,
+    /// By which the kernel counts its connections; none of a Unix socket.
+    number: Option<u32>,
+    serving: Vec<Running>,
+    standing_by: Vec<Running>,
+    leaving: Vec<Leaving>,
+    /// Those that are being ended.
+    ending: JoinSet<()>,
+    /// When it was last seen to have a connection.
+    seen: Option<Instant>,
+}
+
+impl Fleet {
+    pub fn new(
+        name: &str,
+        config: &config::Site,
+        shared: Rc<Shared>,
+        socket: Rc<Socket>,
+        old: Listener,
+        number: Option<u32>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            config: config.clone(),
+            shared,
+            socket,
+            old,
+            number,
+            serving: vec![],
+            standing_by: vec![],
+            leaving: vec![],
+            ending: JoinSet::new(),
+            seen: None,
+        }
+    }
+
+    pub fn tell(&self, what: What) {
+        self.shared.tell(&self.name, what);
+    }
+
+    /// Goes on with an instance that was brought up by another gateway.
+    pub fn adopt(&mut self, running: Running) {
+        self.tell(What::Adopted {
+            instance: running.record().id.clone(),
+        });
+        go_on(&running);
+        self.serving.push(running);
+    }
+
+    pub fn is_asleep(&self) -> bool {
+        self.serving.is_empty()
+    }
+
+    /// The instances that serve.
+    pub fn serving(&self) -> &[Running] {
+        &self.serving
+    }
+
+    /// How many instances there are that are to end.
+    pub fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Brings up one more instance: one that stands by, or a restored one.
+    ///
+    /// # Errors
+    /// Those of a restore.
+    pub async fn bring_up(&mut self, cause: Cause) -> Result<(), Error> {
+        let begun = Instant::now();
+        let stood_by = self.standing_by.pop();
+        let was_standing_by = stood_by.is_some();
+        let mut running = match stood_by {
+            Some(running) => {
+                tree::resume(running.record().init);
+                running
+            }
+            None => self.restore().await?,
+        };
+        running.since = Instant::now();
+        self.tell(What::Woken {
+            instance: running.record().id.clone(),
+            cause,
+            was_standing_by,
+            took: begun.elapsed(),
+        });
+        self.serving.push(running);
+        Ok(())
+    }
+
+    /// Restores and freezes instances until enough stand by.
+    ///
+    /// # Errors
+    /// Those of a restore.
+    pub async fn stand_by(&mut self) -> Result<(), Error> {
+        while self.standing_by.len() < self.config.standby as usize {
+            let running = self.restore().await?;
+            // It may have accepted a connection meanwhile.
+            if self.stand_still(&running).await.unwrap_or(false) {
+                self.standing_by.push(running);
+            } else {
+                go_on(&running);
+                self.serving.push(running);
+            }
+        }
+        Ok(())
+    }
+
+    async fn restore(&self) -> Result<Running, Error> {
+        let shared = &self.shared;
+        let image = shared.store.find(Some(self.config.image(&self.name)))?;
+        let options = restore::Options {
+            detached: true,
+            memory: self.config.memory,
+            handed: vec![Handed {
+                old: self.old.clone(),
+                new: self.socket.listener.clone(),
+                socket: self.socket.descriptor.clone(),
+            }],
+            hook_limit: HOOK_LIMIT,
+            site: Some(self.name.clone()),
+            ..restore::Options::default()
+        };
+        let restored = restore::restore(&shared.store, &shared.criu, &image, &options).await?;
+        let id = restored.record.id.clone();
+        restored.detach().await?;
+        let running = Running::follow(&shared.store.instances(), &id);
+        Ok(running.map_err(RestoreError::Instance)?)
+    }
+
+    /// Waits until an instance has ended by itself, and returns its number.
+    pub async fn exit(&self) -> usize {
+        let all = self.serving.iter().chain(&self.standing_by);
+        let all = all.chain(self.leaving.iter().map(|leaving| &leaving.running));
+        let exits: Vec<_> = all.map(|running| Box::pin(running.ended())).collect();
+        match exits.is_empty() {
+            true => std::future::pending().await,
+            false => futures_util::future::select_all(exits).await.1,
+        }
+    }
+
+    /// Tells of an instance that has ended by itself; returns how long it has served.
+    pub fn exited(&mut self, number: usize) -> Duration {
+        let (serving, standing_by) = (self.serving.len(), self.standing_by.len());
+        let running = match number {
+            number if number < serving => self.serving.remove(number),
+            number if number < serving + standing_by => self.standing_by.remove(number - serving),
+            number => self.leaving.remove(number - serving - standing_by).running,
+        };
+        let (status, log) = running.discard();
+        self.tell(What::Exited {
+            instance: running.record().id.clone(),
+            status,
+            log,
+        });
+        running.since.elapsed()
+    }
+
+    /// Ends all that serve, if none of them has a connection.
+    pub async fn sleep(&mut self, cause: Cause) {
+        if self.config.grace.is_zero() {
+            let mut is_free = true;
+            for running in &self.serving {
+                is_free &= self.stand_still(running).await.unwrap_or(false);
+            }
+            if !is_free || self.connections(None).open > 0 {
+                self.serving.iter().for_each(go_on);
+                return;
+            }
+        }
+        for running in std::mem::take(&mut self.serving) {
+            self.end(running, cause).await;
+        }
+    }
+
+    /// Has instances leave, once there are others in their place.
+    ///
+    /// # Errors
+    /// Those of a restore.
+    pub async fn replace(
+        &mut self,
+        cause: Cause,
+        is_meant: impl Fn(&Running) -> bool,
+    ) -> Result<(), Error> {
+        // The oldest come first.
+        let old = self
+            .serving
+            .iter()
+            .filter(|running| is_meant(running))
+            .count();
+        for _ in 0..old {
+            self.bring_up(cause).await?;
+        }
+        let until = Instant::now() + self.config.drain;
+        let leaving = self.serving.drain(..old).map(|running| Leaving {
+            running,
+            cause,
+            until,
+        });
+        self.leaving.extend(leaving);
+        Ok(())
+    }
+
+    /// Has one instance leave.
+    pub fn reduce(&mut self, cause: Cause) {
+        let until = Instant::now() + self.config.drain;
+        if let Some(running) = self.serving.pop() {
+            self.leaving.push(Leaving {
+                running,
+                cause,
+                until,
+            });
+        }
+    }
+
+    /// Ends the instances that are to leave and have no connection any more, or no more time.
+    pub async fn let_leave(&mut self) {
+        for leaving in std::mem::take(&mut self.leaving) {
+            let is_over = Instant::now() >= leaving.until;
+            let is_free = self.stand_still(&leaving.running).await.unwrap_or(false);
+            if is_free || is_over {
+                self.end(leaving.running, leaving.cause).await;
+            } else {
+                go_on(&leaving.running);
+                self.leaving.push(leaving);
+            }
+        }
+    }
+
+    /// Stops an instance, so that it can accept nothing. Returns whether it has accepted nothing before.
+    async fn stand_still(&self, running: &Running) -> Result<bool, FreezeError> {
+        let init = running.record().init;
+        freeze::stop(init).await?;
+        // The kernel may have counted one for another instance, or one that nobody has accepted yet.
+        Ok(!self.has_accepted(init))
+    }
+
+    /// Whether a process below this init has a connection to the site.
+    fn has_accepted(&self, init: HostPid) -> bool {
+        let listeners = [self.socket.listener.clone()];
+        let connections = tree::connections(&tree::descendants(init));
+        connections
+            .iter()
+            .any(|connection| connection.is_inbound(&listeners))
+    }
+
+    /// Ends an instance; one that stands still at once.
+    async fn end(&mut self, running: Running, cause: Cause) {
+        while self.ending.try_join_next().is_some() {}
+        self.tell(What::Ended {
+            instance: running.record().id.clone(),
+            cause,
+            lived: running.since.elapsed(),
+            connections: self.connections(None).taken as u64,
+        });
+        let grace = self.config.grace;
+        if grace.is_zero() {
+            // What comes from now on is for the next one.
+            self.ending.spawn_local(async move {
+                let _ = running.stop(grace).await;
+            });
+            return;
+        }
+        go_on(&running);
+        if let Err(error) = running.stop(grace).await {
+            self.tell(What::Warned {
+                text: chain(&error),
+            });
+        }
+    }
+
+    /// How it does, but for what the site itself knows.
+    pub fn status(&self) -> Status {
+        let id = |running: &Running| running.record().id.clone();
+        let counted = self.connections(None);
+        Status {
+            site: self.name.clone(),
+            listener: self.socket.listener.clone(),
+            image: self.config.image(&self.name).to_owned(),
+            serving: self.serving.iter().map(id).collect(),
+            standing_by: self.standing_by.iter().map(id).collect(),
+            leaving: self
+                .leaving
+                .iter()
+                .map(|leaving| id(&leaving.running))
+                .collect(),
+            open: counted.open,
+            taken: counted.taken,
+            wakes: 0,
+            failures: 0,
+        }
+    }
+
+    /// Ends all, if they are not to go on without this gateway.
+    pub async fn leave(mut self, keep: bool) {
+        self.ending.join_all().await;
+        // Nobody has ever asked them.
+        for running in self.standing_by.drain(..) {
+            let _ = running.stop(Duration::ZERO).await;
+        }
+        if keep {
+            return;
+        }
+        // Nothing comes any more; what waits is told so by the end of the socket.
+        self.socket.remove();
+        let leaving = self.leaving.drain(..).map(|leaving| leaving.running);
+        let all: Vec<Running> = self.serving.drain(..).chain(leaving).collect();
+        let (shared, name, grace) = (&self.shared, &self.name, self.config.grace);
+        futures_util::future::join_all(all.iter().map(async |running| {
+            let outcome = running.stop(grace).await;
+            if let Err(error) = outcome {
+                shared.tell(
+                    name,
+                    What::Warned {
+                        text: chain(&error),
+                    },
+                );
+            }
+        }))
+        .await;
+    }
+
+    /// The connections that the site has, and since when it has had none. From now on the kernel tells
+    /// when there are more or less than the instances are to have.
+    pub fn look(&mut self) -> (i64, Option<Instant>) {
+        let open = self.connections(None).open;
+        // With none it is a matter of time, and not told: else each connection would wake the gateway.
+        let below = if open > 0 {
+            self.fewest().max(1)
+        } else {
+            i64::MIN
+        };
+        let above = self.most();
+        let counted = self.connections(Some(Bounds { below, above }));
+        if counted.open > 0 {
+            self.seen = Some(Instant::now());
+            return (counted.open, None);
+        }
+        let changed = self
+            .is_counted()
+            .then(|| self.shared.instant(counted.changed_ns));
+        let woken = self.serving.iter().map(|running| running.since).max();
+        (0, [woken, changed, self.seen].into_iter().flatten().max())
+    }
+
+    /// From how many connections on there is to be another instance.
+    pub fn most(&self) -> i64 {
+        let count = self.serving.len() as u32;
+        match self.config.connections {
+            Some(each) if count < self.config.max => i64::from(each) * i64::from(count),
+            _ => i64::MAX,
+        }
+    }
+
+    /// With how many connections there is to be one instance less: not so many that there would be another
+    /// one again at once.
+    pub fn fewest(&self) -> i64 {
+        let others = self.serving.len().saturating_sub(1) as i64;
+        self.config
+            .connections
+            .map_or(0, |each| i64::from(each) * others * 3 / 4)
+    }
+
+    /// Whether the kernel tells of its connections.
+    pub fn is_counted(&self) -> bool {
+        self.number.is_some()
+    }
+
+    /// The connections that it has. From now on the kernel tells when there are less or more than these
+    /// bounds, if any are given.
+    fn connections(&self, bounds: Option<Bounds>) -> Connections {
+        let Some(number) = self.number else {
+            return Connections {
+                open: listener::connections_of(&self.socket.listener) as i64,
+                ..Connections::default()
+            };
+        };
+        self.shared
+            .connections(number, bounds)
+            .unwrap_or_else(|error| {
+                self.tell(What::Warned {
+                    text: chain(&error),
+                });
+                // If the kernel does not tell, it may have some.
+                Connections {
+                    open: 1,
+                    ..Connections::default()
+                }
+            })
+    }
+}
+
+fn go_on(running: &Running) {
+    tree::resume(running.record().init);
+}

@@ -1,0 +1,137 @@
+//! Keeps the listening sockets open while no gateway runs: connections wait until the next one takes them
+//! over, be it after an upgrade or a crash.
+//!
+//! The keeper is a fork of the gateway that does nothing but hold the sockets. Which it has is in
+//! a file; that it still runs is told by its lock on that file.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{
+        Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use super::socket::Socket;
+use crate::{listener::Listener, private, store::is_free, sys};
+
+const RECORD: &str = "keeper.json";
+/// The number of the first socket in the keeper, behind the lock.
+const FIRST: i32 = 4;
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    pid: i32,
+    /// In the order of their numbers.
+    listeners: Vec<Listener>,
+}
+
+/// A process that holds sockets. It ends when this is dropped, unless it is [left](Keeper::leave).
+pub struct Keeper {
+    pidfd: OwnedFd,
+    pid: i32,
+    path: PathBuf,
+}
+
+impl Keeper {
+    /// Has a new process hold these sockets.
+    ///
+    /// # Errors
+    /// What clone3(2) and the file system say.
+    pub fn start(folder: &Path, sockets: &[&Socket]) -> io::Result<Self> {
+        let path = folder.join(RECORD);
+        // A new file: the lock on the old one is that of the keeper before.
+        let aside = folder.join(".keeper.json");
+        private::write(&aside, b"")?;
+        let lock = fs::OpenOptions::new().write(true).open(&aside)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        let sockets_fds = sockets.iter().map(|socket| socket.descriptor.as_raw_fd());
+        let descriptors: Vec<_> = [lock.as_raw_fd()].into_iter().chain(sockets_fds).collect();
+        let (pid, pidfd) = match sys::fork(sys::ForkOptions::default())? {
+            sys::Fork::Child => hold(&descriptors),
+            sys::Fork::Parent { pid, pidfd } => (pid, pidfd),
+        };
+        let keeper = Self {
+            pidfd,
+            pid,
+            path: path.clone(),
+        };
+        let record = Record {
+            pid,
+            listeners: sockets
+                .iter()
+                .map(|socket| socket.listener.clone())
+                .collect(),
+        };
+        private::write(&aside, &serde_json::to_vec(&record)?)?;
+        fs::rename(&aside, &path)?;
+        Ok(keeper)
+    }
+
+    /// Takes over the sockets of a gateway that is gone, and ends its keeper.
+    pub fn take_over(folder: &Path) -> Vec<(Listener, OwnedFd)> {
+        let path = folder.join(RECORD);
+        let Some(record) = read(&path) else {
+            return vec![];
+        };
+        let Some(pid) = Pid::from_raw(record.pid) else {
+            return vec![];
+        };
+        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+            return vec![];
+        };
+        // Opened, then checked: if the lock is still held, the pid was the keeper's.
+        if is_free(&path) {
+            return vec![];
+        }
+        let sockets = record.listeners.into_iter().zip(FIRST..);
+        let sockets = sockets.filter_map(|(listener, number)| {
+            let socket = pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty());
+            Some((listener, socket.ok()?))
+        });
+        let sockets: Vec<_> = sockets.collect();
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        let _ = fs::remove_file(&path);
+        sockets
+    }
+
+    /// Lets it go on without this gateway.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
+        let pid = nix::unistd::Pid::from_raw(self.pid);
+        while nix::sys::wait::waitpid(pid, None) == Err(nix::Error::EINTR) {}
+        // Another keeper may have taken its place.
+        if read(&self.path).is_some_and(|record| record.pid == self.pid) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn read(path: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// The keeper itself.
+fn hold(descriptors: &[i32]) -> ! {
+    let _ = rustix::thread::set_name(c"warmimg-keeper");
+    let _ = nix::unistd::setsid();
+    if sys::keep_only(descriptors).is_ok() {
+        let signals = nix::sys::signal::SigSet::all();
+        let _ = signals.thread_block();
+        // For ever, or until it is killed.
+        while signals.wait() != Ok(nix::sys::signal::Signal::SIGTERM) {}
+    }
+    sys::exit_now(0)
+}
