@@ -12,7 +12,8 @@ use std::{
 };
 
 use crate::support::{
-    Workspace, below_strace, describe, finish, free_port, server::Server, servers, wait_until,
+    Killed, Workspace, below_strace, describe, expect, finish, free_port, server::Server, servers,
+    wait_until,
 };
 
 /// The system calls between which the world changes, or that it takes to change it.
@@ -181,10 +182,17 @@ fn spread(count: u64, wanted: u64) -> Vec<u64> {
 }
 
 fn kill_at_each_step(what: &str, command: impl Fn(&Ground) -> Command) {
+    kill_each_prepared(what, |_| {}, command);
+}
+
+/// The same, with something to be done before each try.
+fn kill_each_prepared(what: &str, prepare: impl Fn(&Ground), command: impl Fn(&Ground) -> Command) {
     let mut ground = Ground::new();
+    prepare(&ground);
     let command = command(&ground);
     for (step, count) in ground.steps(&command) {
         for at in spread(count, faults()) {
+            prepare(&ground);
             ground.disturb(&command, step, "signal=KILL", at);
         }
     }
@@ -224,6 +232,54 @@ fn a_capture_whose_calls_fail_leaves_nothing() {
 #[test]
 fn a_restore_whose_calls_fail_leaves_nothing() {
     fail_at_each_step("restores with a call that fails", Ground::restore);
+}
+
+const ARCHIVE: &str = "other.tar.zst";
+
+/// Makes sure that there is an archive, and no image, of another capture.
+fn archive(ground: &Ground) {
+    if !ground.workspace.path().join(ARCHIVE).exists() {
+        expect(0, &mut ground.capture());
+        ground.workspace.run(["export", "other", "-o", ARCHIVE]);
+    }
+    // An import may have been killed when all was done, or all but the name.
+    ground.workspace.run(["restore", "-d", "base"]);
+    ground.workspace.run(["prune", "--all", "--keep", "0"]);
+    ground.clean_up();
+}
+
+#[test]
+fn an_import_that_is_killed_leaves_nothing() {
+    kill_each_prepared("imports killed", archive, |ground| {
+        ground.workspace.warmimg(["import", ARCHIVE])
+    });
+}
+
+#[test]
+fn a_removal_that_is_killed_leaves_nothing() {
+    let prepare = |ground: &Ground| {
+        archive(ground);
+        ground.workspace.run(["import", ARCHIVE]);
+    };
+    kill_each_prepared("removals killed", prepare, |ground| {
+        ground.workspace.warmimg(["rm", "other"])
+    });
+}
+
+#[test]
+fn an_export_that_is_killed_leaves_the_archive_as_it_was() {
+    let prepare = |ground: &Ground| {
+        let path = ground.workspace.path().join(ARCHIVE);
+        match path.exists() {
+            false => drop(ground.workspace.run(["export", "base", "-o", ARCHIVE])),
+            // Of the same image: whole, and known.
+            true => drop(ground.workspace.run(["import", ARCHIVE])),
+        }
+    };
+    kill_each_prepared("exports killed", prepare, |ground| {
+        let words = ["export", "base", "-o", ARCHIVE];
+        ground.workspace.warmimg(words)
+    });
 }
 
 /// Init, CRIU, or the server itself is killed, at any time.
@@ -306,6 +362,29 @@ fn those_at_once_leave_whole_images_only() {
         assert!(output.status.success(), "{}", describe(&output));
     }
     ground.end("at once");
+}
+
+/// Every other of eight restores at once is killed, each a while later than the one before.
+#[test]
+fn restores_come_back_while_others_are_killed() {
+    let mut ground = Ground::new();
+    for round in 0..faults() * 2 {
+        let options = ["restore", "-d", "base", "--net", "private"];
+        let restore = || spawned(ground.workspace.warmimg(options));
+        let children: Vec<_> = (0..8).map(|_| restore()).collect();
+        for (number, mut child) in children.into_iter().enumerate() {
+            if number % 2 == 0 {
+                thread::park_timeout(Duration::from_millis(5 * (round % 20)));
+                child.kill().unwrap();
+                child.wait().unwrap();
+            } else {
+                assert_eq!(Killed(child).wait(), Some(0));
+            }
+        }
+        ground.tried += 4;
+        ground.check(&format!("round {round}"));
+    }
+    ground.end("restores killed among others");
 }
 
 /// What there is on this machine that captures and restores could leave behind.

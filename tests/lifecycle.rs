@@ -10,7 +10,9 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Killed, Workspace, ask, describe, finish, free_port, servers, wait_until};
+use crate::support::{
+    Killed, Workspace, ask, below_strace, describe, expect, finish, free_port, servers, wait_until,
+};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
@@ -359,6 +361,32 @@ fn a_server_killed_by_a_signal_gives_the_shells_exit_status() {
     restored.signal(Signal::SIGTERM);
     assert_eq!(restored.wait(), Some(128 + 15));
     workspace.assert_clean();
+}
+
+/// Its end is known although it was nobody's main process yet.
+#[test]
+fn a_server_may_end_before_its_restore_is_seen_to_be_complete() {
+    let workspace = Workspace::new();
+    let program = workspace.write(
+        "short.py",
+        "import os, socket, sys\nlistener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
+         listener.settimeout(0.001)\ntry:\n    listener.accept()\nexcept TimeoutError:\n    os._exit(3)\n",
+    );
+    let port = free_port().to_string();
+    let server = ["--", "/usr/bin/python3", &program, &port];
+    workspace.run(["capture", "--name", "short"].iter().chain(&server));
+    for memory in ["copy", "map"] {
+        for (options, code) in [(&[][..], 3), (&["-d"], 102)] {
+            let words = ["restore", "--memory", memory, "short"];
+            let restore = workspace.warmimg(words.iter().chain(options));
+            // So much later init is told which process it is.
+            let late = "inject=sendmsg:delay_enter=300000";
+            let mut restore = below_strace(&restore, &["-qq", "-o", "/dev/null", "-e", late]);
+            let (_, said) = expect(code, &mut restore);
+            assert!(code == 3 || said.contains("exit status 3"), "{said}");
+            workspace.assert_clean();
+        }
+    }
 }
 
 #[test]

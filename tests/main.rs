@@ -25,6 +25,7 @@ mod obstacles;
 mod pages;
 mod points;
 mod pools;
+mod power;
 mod profile;
 mod publish;
 mod run;

@@ -37,10 +37,7 @@ impl Aside {
         let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let name = format!(".{}.{}", name.to_string_lossy(), std::process::id());
         let path = target.with_file_name(name);
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(&path);
         let mut options = OpenOptions::new();
         options.write(true).mode(mode);
         let unnamed = options.clone().custom_flags(libc::O_TMPFILE).open(folder);
@@ -75,6 +72,24 @@ impl Aside {
         fs::rename(&self.path, &self.target)?;
         self.is_named = false;
         Ok(())
+    }
+
+    /// The same for good: a power loss afterwards takes nothing of it.
+    ///
+    /// # Errors
+    /// As [`Aside::commit`], or what fsync(2) says.
+    pub fn commit_synced(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        let folder = folder_of(&self.path).to_path_buf();
+        self.commit()?;
+        File::open(folder)?.sync_all()
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     }
 }
 

@@ -390,7 +390,11 @@ impl Unpacker<'_, '_> {
         match file {
             None => self.resumed_bytes += bytes,
             Some(file) => {
-                file.finish().map_err(failed(&part))?;
+                let file = file.finish().map_err(failed(&part))?;
+                if self.import.resume {
+                    // What another try finds in its place is taken for whole.
+                    file.sync_all().map_err(failed(&part))?;
+                }
                 let folder = target.parent().unwrap_or(&target);
                 make_folder(folder).map_err(failed(folder))?;
                 fs::rename(&part, &target).map_err(failed(&target))?;

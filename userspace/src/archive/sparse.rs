@@ -57,10 +57,13 @@ impl SparseFile {
         Ok(())
     }
 
+    /// Returns the file, of which nothing is synced yet.
+    ///
     /// # Errors
     /// What ftruncate(2) says.
-    pub fn finish(self) -> io::Result<()> {
-        self.file.set_len(self.written)
+    pub fn finish(self) -> io::Result<File> {
+        self.file.set_len(self.written)?;
+        Ok(self.file)
     }
 }
 

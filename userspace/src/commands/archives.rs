@@ -69,8 +69,7 @@ pub fn export(global: &cli::Global, arguments: &cli::Export, report: &Report) ->
         let mut aside = Aside::create(path, PRIVATE).map_err(failed)?;
         let exported = archive::export(&image, aside.file(), &mut progress);
         let exported = exported.map_err(name_the_file)?;
-        let written = aside.file().sync_all().and_then(|()| aside.commit());
-        written.map_err(failed)?;
+        aside.commit_synced().map_err(failed)?;
         exported
     };
     line.clear();

@@ -79,13 +79,13 @@ pub async fn supervise(
     signals: &mut Signals,
 ) -> Result<u8, RestoreError> {
     for number in std::mem::take(&mut signals.kept) {
-        sandbox.signal(number).await?;
+        // If the server has just ended, its exit is the next thing to be told of.
+        let _ = sandbox.signal(number).await;
     }
     let status = loop {
         tokio::select! {
             status = sandbox.exit() => break status?,
             number = signals.next() => {
-                // If the server is just ending, its exit is the next thing to be told of.
                 let _ = sandbox.signal(number).await;
             }
         }

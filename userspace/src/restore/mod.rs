@@ -185,9 +185,14 @@ impl Restored {
     /// Lets the server live on by itself.
     ///
     /// # Errors
-    /// [`RestoreError::Spawn`].
-    pub async fn detach(self) -> Result<(), RestoreError> {
-        self.sandbox.detach().await?;
+    /// [`RestoreError::Ended`] or [`RestoreError::Spawn`].
+    pub async fn detach(mut self) -> Result<(), RestoreError> {
+        if let Err(error) = self.sandbox.detach().await {
+            return Err(match self.sandbox.exit().await {
+                Ok(status) => ended(status, "it was left to itself"),
+                Err(_) => error.into(),
+            });
+        }
         self.folder.keep();
         Ok(())
     }

@@ -141,6 +141,8 @@ struct Init<'a> {
     /// The main process and, once it ended, its wait status.
     main: Option<Pid>,
     main_status: Option<i32>,
+    /// Children that ended, with their wait statuses, before it was known which is the main one.
+    early: Vec<(Pid, i32)>,
     /// Its exit ends the instance even if others still run.
     main_decides: bool,
     criu: Option<Pid>,
@@ -176,6 +178,7 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
         control: sys::permanent(CONTROL),
         main: None,
         main_status: None,
+        early: vec![],
         main_decides: false,
         criu: None,
         suspended: None,
@@ -320,6 +323,12 @@ impl Init<'_> {
                     Some(poll.as_fd().as_raw_fd()) == number && poll.any() == Some(true)
                 })
             };
+            let is_over = |poll: &PollFd| {
+                let number = guarded.map(|fd| fd.as_raw_fd());
+                Some(poll.as_fd().as_raw_fd()) == number
+                    && poll.revents() == Some(PollFlags::POLLHUP)
+            };
+            let is_unguarded = ready.iter().any(is_over);
             let has_signal = is_ready(Some(signalled));
             let has_order = is_ready(ordered);
             let has_call = is_ready(guarded);
@@ -335,6 +344,10 @@ impl Init<'_> {
                     return self.give_up(&error);
                 }
             }
+            if is_unguarded {
+                // Nobody is left whose calls are to be looked at.
+                self.guard = None;
+            }
             if has_signal {
                 while let Ok(Some(info)) = signals.read_signal() {
                     self.forward(info.ssi_signo);
@@ -345,7 +358,13 @@ impl Init<'_> {
             }
             if has_order {
                 match receive_order(self.control) {
-                    Ok(Some(order)) => self.obey(order),
+                    Ok(Some(order)) => {
+                        self.obey(order);
+                        // What it was about may have ended already.
+                        if let Some(status) = self.reap() {
+                            return self.finish(status);
+                        }
+                    }
                     // Without its supervisor, an instance that was not detached must not stay.
                     Ok(None) | Err(_) => {
                         self.end_visit();
@@ -414,8 +433,11 @@ impl Init<'_> {
                 Err(notice) => notice,
             },
             Order::Main { pid } => {
-                self.main = Some(Pid::from_raw(pid as i32));
-                self.main_status = None;
+                let pid = Pid::from_raw(pid as i32);
+                let early = std::mem::take(&mut self.early);
+                let ended = early.into_iter().find(|(ended, _)| *ended == pid);
+                self.main = Some(pid);
+                self.main_status = ended.map(|(_, status)| status);
                 self.main_decides = true;
                 Notice::Done
             }
@@ -468,6 +490,8 @@ impl Init<'_> {
             });
         } else if Some(pid) == self.main {
             self.main_status = Some(status);
+        } else if self.main.is_none() {
+            self.early.push((pid, status));
         }
     }
 

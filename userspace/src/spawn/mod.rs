@@ -261,8 +261,8 @@ impl Sandbox {
     /// Lets the sandbox live on without a supervisor.
     ///
     /// # Errors
-    /// See [`SpawnError`].
-    pub async fn detach(mut self) -> Result<(), SpawnError> {
+    /// See [`SpawnError`]: init has ended then, or is about to.
+    pub async fn detach(&mut self) -> Result<(), SpawnError> {
         self.command(Order::Detach).await?;
         self.detached = true;
         Ok(())

@@ -11,9 +11,9 @@ use std::{
 };
 
 use super::{
-    Damage, Digest, Image, ImageFile, Manifest, Staging, Store, StoreError, check_name,
+    Damage, Digest, Image, ImageFile, MANIFEST, Manifest, Staging, Store, StoreError, check_name,
     parse_manifest,
-    seal::{destination, regular_names, seal_files},
+    seal::{SEAL, destination, regular_names, seal_files},
     staging, write_error,
 };
 
@@ -126,7 +126,18 @@ impl Store {
     /// [`StoreError::Arriving`] or [`StoreError::Write`].
     pub fn stage_resumable(&self, digest: &Digest) -> Result<Staging, StoreError> {
         let staging = Staging::reopen(&self.root.join(PARTIAL), digest.as_str())?;
-        staging.ok_or_else(|| StoreError::Arriving(digest.clone()))
+        let staging = staging.ok_or_else(|| StoreError::Arriving(digest.clone()))?;
+        // It may have come to its end, but not to its place.
+        for name in [MANIFEST, SEAL] {
+            let path = staging.image().join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(write_error(&path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(staging)
     }
 
     /// Leaves what has arrived for the next [`Store::stage_resumable`].
@@ -218,10 +229,16 @@ mod tests {
         assert!(staging.criu().is_dir() && other.criu().is_dir());
         fs::write(staging.criu().join("core-1.img"), "core").unwrap();
         fs::write(staging.work().join("part"), "half").unwrap();
+        for name in [MANIFEST, SEAL] {
+            fs::write(staging.image().join(name), "{}").unwrap();
+        }
         store.keep_partial(staging);
         let staging = store.stage_resumable(&digest).unwrap();
         assert!(staging.criu().join("core-1.img").exists());
         assert!(!staging.work().join("part").exists());
+        for name in [MANIFEST, SEAL] {
+            assert!(!staging.image().join(name).exists());
+        }
         drop((staging, other));
         assert!(!folder.path().join("partial").exists());
     }

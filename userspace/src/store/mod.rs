@@ -324,9 +324,15 @@ impl Store {
     }
 
     fn point(&self, name: &str, digest: &Digest) -> Result<(), StoreError> {
-        let folder = self.root.join("names");
-        let aside = folder.join(format!(".{name}.{}", std::process::id()));
-        write_synced(&aside, digest.0.as_bytes())?;
+        self.put("names", name, digest.0.as_bytes())
+    }
+
+    /// Puts a small file in a folder of the store, in the place of an earlier one.
+    fn put(&self, folder: &str, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let staging = self.stage()?;
+        let aside = staging.work().join(name);
+        write_synced(&aside, bytes)?;
+        let folder = self.root.join(folder);
         let path = folder.join(name);
         fs::rename(&aside, &path).map_err(write_error(&path))?;
         sync_folder(&folder)
@@ -411,6 +417,10 @@ impl Store {
         let target = aside.image().join("removed");
         fs::rename(&folder, &target).map_err(write_error(&folder))?;
         self.succeeded(digest);
+        // And for good, before anything of it is removed.
+        for folder in ["names", "images"] {
+            sync_folder(&self.root.join(folder))?;
+        }
         Ok(names)
     }
 
@@ -469,7 +479,6 @@ impl Store {
             .flatten()
             .filter(|entry| fs::read_to_string(entry.path()).is_ok_and(|text| text == digest.0))
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| !name.starts_with('.'))
             .collect();
         names.sort();
         names

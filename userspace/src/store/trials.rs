@@ -10,9 +10,9 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, Store, StoreError, write_error};
-use crate::aside::Aside;
 
-const MODE: u32 = 0o600;
+/// The folder of those that have failed.
+const FAILURES: &str = "failures";
 
 /// An image that has failed so often, one time after the other, is not tried again.
 const QUARANTINED: u32 = 2;
@@ -49,13 +49,9 @@ impl Store {
             count: self.failures(digest).count + 1,
             reason: reason.to_owned(),
         };
-        let path = self.failures_of(digest);
-        let written = || {
-            let mut aside = Aside::create(&path, MODE)?;
-            serde_json::to_writer(aside.file(), &failures)?;
-            aside.commit()
-        };
-        written().map_err(write_error(&path))?;
+        let text = serde_json::to_vec(&failures);
+        let text = text.map_err(|error| write_error(&self.failures_of(digest))(error.into()))?;
+        self.put(FAILURES, digest.as_str(), &text)?;
         Ok(failures)
     }
 
@@ -81,6 +77,6 @@ impl Store {
     }
 
     fn failures_of(&self, digest: &Digest) -> PathBuf {
-        self.root.join("failures").join(&digest.0)
+        self.root.join(FAILURES).join(&digest.0)
     }
 }
