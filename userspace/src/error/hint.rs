@@ -10,6 +10,7 @@ use crate::{
     cgroup::{self, CgroupError},
     criu::{CriuError, ProgramError, UserError},
     edit::EditError,
+    encryption::{EncryptionError, KeyError},
     fit::{Code, Finding},
     freeze::FreezeError,
     hook::HookError,
@@ -18,7 +19,7 @@ use crate::{
     requirements::RequirementError,
     restore::RestoreError,
     spawn::{CommandError, SpawnError},
-    store::{Damage, StoreError},
+    store::{Damage, Key, StoreError},
     warmup::WarmupError,
     watch::WatchError,
 };
@@ -40,6 +41,15 @@ impl Error {
             Self::Program(error) => program_hint(error),
             Self::Store(error) | Self::Restore(RestoreError::Store(error)) => store_hint(error)?,
             Self::Archive(error) => archive_hint(error)?,
+            Self::Encryption(error) => encryption_hint(error)?,
+            Self::MemoryFull(_) => MEMORY.into(),
+            Self::NotEncrypted(_) => "`capture --encrypt-to RECIPIENT` makes one that is".into(),
+            Self::WouldBePlain(_) => {
+                "say what the new one is to be encrypted to: --encrypt-to RECIPIENT, or \
+                 --passphrase-file FILE"
+                    .into()
+            }
+            Self::RehearsalEncrypted => "capture it --at warm, which rehearses it as well".into(),
             Self::InUse { by, .. } if by.is_empty() => "try again in a moment".into(),
             Self::InUse { by, .. } => format!("end it first: warmimg stop {}", by.join(" ")),
             Self::Terminal | Self::JsonWithArchive => {
@@ -301,6 +311,13 @@ fn store_hint(error: &StoreError) -> Option<String> {
                 "capture it again; `warmimg verify {image}` tells all that is wrong with it"
             ),
         },
+        StoreError::Closed { image, key, .. } => {
+            format!("open it first: warmimg open {image} {}", key_option(*key))
+        }
+        StoreError::Memory { .. } => {
+            "an encrypted image is made and opened in a tmpfs that warmimg mounts: run as root"
+                .into()
+        }
         StoreError::Arriving(_) => "wait for it, or end it".into(),
         StoreError::Unfit { .. } | StoreError::Foreign { .. } => return None,
     })
@@ -336,6 +353,51 @@ fn archive_hint(error: &ArchiveError) -> Option<String> {
         ArchiveError::Write(_) | ArchiveError::Read { .. } | ArchiveError::Interrupted => {
             return None;
         }
+    })
+}
+
+const MEMORY: &str = "close images with `warmimg close`, end what uses much memory, or use a host with more: all \
+                      of an encrypted image is in memory while it is made or open, in a tmpfs of at most half \
+                      of it";
+
+fn key_option(key: Key) -> &'static str {
+    match key {
+        Key::Recipients => "--identity FILE",
+        Key::Passphrase => "--passphrase-file FILE",
+    }
+}
+
+fn encryption_hint(error: &EncryptionError) -> Option<String> {
+    Some(match error {
+        EncryptionError::Key(KeyError::NoRecipient(_) | KeyError::NoRecipients(_)) => {
+            "a recipient is what `age-keygen` prints as the public key: age1…".into()
+        }
+        EncryptionError::Key(KeyError::Read { .. }) => {
+            "an identity is a file that `age-keygen -o FILE` writes, a passphrase the first line of one"
+                .into()
+        }
+        EncryptionError::Key(_) => return None,
+        EncryptionError::NoKey { key, .. } => {
+            let variable = match key {
+                Key::Recipients => "WARMIMG_IDENTITY",
+                Key::Passphrase => "WARMIMG_PASSPHRASE_FILE",
+            };
+            format!("give it with {}, or name the file by {variable}", key_option(*key))
+        }
+        EncryptionError::WrongKey { key, .. } => {
+            format!("give the right one with {}", key_option(*key))
+        }
+        EncryptionError::Damaged { .. } | EncryptionError::Other { .. } => {
+            "nothing of it was restored or stored: capture it again, or take it from a copy that is whole"
+                .into()
+        }
+        EncryptionError::Undecryptable { .. } => {
+            "it may be of a newer version of age: decrypt it with age(1)".into()
+        }
+        EncryptionError::NoRoom { .. } => MEMORY.into(),
+        EncryptionError::Busy => "try again in a moment".into(),
+        EncryptionError::Archive(error) => archive_hint(error)?,
+        EncryptionError::Store(error) => store_hint(error)?,
     })
 }
 

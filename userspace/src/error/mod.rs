@@ -12,6 +12,7 @@ use crate::{
     capture::CaptureError,
     cgroup::CgroupError,
     criu::{CriuError, ProgramError},
+    encryption::{EncryptionError, KeyError},
     instance::InstanceError,
     report::profile::json::ReadError,
     requirements::RequirementError,
@@ -35,6 +36,17 @@ pub enum Error {
     Store(#[from] StoreError),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    #[error(transparent)]
+    Encryption(#[from] EncryptionError),
+    /// While an encrypted image is made.
+    #[error("there is not enough memory for the image")]
+    MemoryFull(#[source] Box<Error>),
+    #[error("the image {0} is not encrypted")]
+    NotEncrypted(String),
+    #[error("{0} is encrypted, and the new image would not be")]
+    WouldBePlain(String),
+    #[error("an encrypted image cannot be rehearsed")]
+    RehearsalEncrypted,
     #[error("the image {image} is in use{}", used_by(.by))]
     InUse {
         image: String,
@@ -98,6 +110,12 @@ pub enum Error {
     Output(#[source] io::Error),
     #[error("nothing to stop: name an instance, or give --all")]
     NothingNamed,
+}
+
+impl From<KeyError> for Error {
+    fn from(error: KeyError) -> Self {
+        EncryptionError::from(error).into()
+    }
 }
 
 fn used_by(instances: &[String]) -> String {
