@@ -3,6 +3,7 @@
 mod bench;
 mod encryption;
 mod images;
+mod instances;
 mod profile;
 mod run;
 
@@ -19,6 +20,7 @@ pub use self::{
     bench::Bench,
     encryption::{Encrypt, Identities, Keys, Passphrase},
     images::{Close, Diff, Export, Import, Inspect, Open, Prune, Rm, Verify},
+    instances::{Logs, Stop},
     profile::{Format, Profile, ProfileCommand, ProfileDiff},
     run::Run,
 };
@@ -500,28 +502,6 @@ impl LimitOptions {
             memory: self.memory,
         }
     }
-}
-
-#[derive(Debug, Args)]
-pub struct Stop {
-    /// Instances to stop
-    #[arg(required_unless_present = "all")]
-    pub instances: Vec<String>,
-    /// Stop all
-    #[arg(long, conflicts_with = "instances")]
-    pub all: bool,
-    /// How long the server may take to end before it is killed, in seconds
-    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
-    pub timeout: Duration,
-}
-
-#[derive(Debug, Args)]
-pub struct Logs {
-    /// The instance
-    pub instance: String,
-    /// Go on printing what is added, until the instance ends
-    #[arg(short, long)]
-    pub follow: bool,
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, io};
 
-use super::{Error, is_disk_full};
+use super::{
+    Error,
+    encryption::{MEMORY, encryption_hint, key_option},
+    is_disk_full,
+};
 use crate::{
     archive::{ArchiveError, Refusal},
     bench::{BenchError, RunError, gate::GateError, results::ResultsError},
@@ -10,7 +14,6 @@ use crate::{
     cgroup::{self, CgroupError},
     criu::{CriuError, ProgramError, UserError},
     edit::EditError,
-    encryption::{EncryptionError, KeyError},
     fit::{Code, Finding},
     freeze::FreezeError,
     hook::HookError,
@@ -19,7 +22,7 @@ use crate::{
     requirements::RequirementError,
     restore::RestoreError,
     spawn::{CommandError, SpawnError},
-    store::{Damage, Key, StoreError},
+    store::{Damage, StoreError},
     warmup::WarmupError,
     watch::WatchError,
 };
@@ -277,7 +280,7 @@ fn program_hint(error: &ProgramError) -> String {
 
 const SPACE: &str = "free some space, or choose another store with --store or WARMIMG_STORE";
 
-fn store_hint(error: &StoreError) -> Option<String> {
+pub(super) fn store_hint(error: &StoreError) -> Option<String> {
     Some(match error {
         StoreError::Unknown { .. } | StoreError::Ambiguous { .. } => {
             "`warmimg images` lists the images with their names and digests".into()
@@ -323,7 +326,7 @@ fn store_hint(error: &StoreError) -> Option<String> {
     })
 }
 
-fn archive_hint(error: &ArchiveError) -> Option<String> {
+pub(super) fn archive_hint(error: &ArchiveError) -> Option<String> {
     Some(match error {
         ArchiveError::Store(error) => store_hint(error)?,
         ArchiveError::Damaged { image, .. } => {
@@ -353,51 +356,6 @@ fn archive_hint(error: &ArchiveError) -> Option<String> {
         ArchiveError::Write(_) | ArchiveError::Read { .. } | ArchiveError::Interrupted => {
             return None;
         }
-    })
-}
-
-const MEMORY: &str = "close images with `warmimg close`, end what uses much memory, or use a host with more: all \
-                      of an encrypted image is in memory while it is made or open, in a tmpfs of at most half \
-                      of it";
-
-fn key_option(key: Key) -> &'static str {
-    match key {
-        Key::Recipients => "--identity FILE",
-        Key::Passphrase => "--passphrase-file FILE",
-    }
-}
-
-fn encryption_hint(error: &EncryptionError) -> Option<String> {
-    Some(match error {
-        EncryptionError::Key(KeyError::NoRecipient(_) | KeyError::NoRecipients(_)) => {
-            "a recipient is what `age-keygen` prints as the public key: age1…".into()
-        }
-        EncryptionError::Key(KeyError::Read { .. }) => {
-            "an identity is a file that `age-keygen -o FILE` writes, a passphrase the first line of one"
-                .into()
-        }
-        EncryptionError::Key(_) => return None,
-        EncryptionError::NoKey { key, .. } => {
-            let variable = match key {
-                Key::Recipients => "WARMIMG_IDENTITY",
-                Key::Passphrase => "WARMIMG_PASSPHRASE_FILE",
-            };
-            format!("give it with {}, or name the file by {variable}", key_option(*key))
-        }
-        EncryptionError::WrongKey { key, .. } => {
-            format!("give the right one with {}", key_option(*key))
-        }
-        EncryptionError::Damaged { .. } | EncryptionError::Other { .. } => {
-            "nothing of it was restored or stored: capture it again, or take it from a copy that is whole"
-                .into()
-        }
-        EncryptionError::Undecryptable { .. } => {
-            "it may be of a newer version of age: decrypt it with age(1)".into()
-        }
-        EncryptionError::NoRoom { .. } => MEMORY.into(),
-        EncryptionError::Busy => "try again in a moment".into(),
-        EncryptionError::Archive(error) => archive_hint(error)?,
-        EncryptionError::Store(error) => store_hint(error)?,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Every way a command can fail, with its exit code (`code.rs`) and what to try (`hint.rs`).
 
 mod code;
+mod encryption;
 mod hint;
 
 use std::{io, path::PathBuf};

@@ -32,13 +32,14 @@ pub(crate) mod outside;
 mod prune;
 pub(crate) mod seal;
 mod staging;
+mod temporary;
 mod trials;
 mod verify;
 
 use std::{
     fmt, fs,
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, symlink},
+    io::Write as _,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -59,6 +60,7 @@ pub use self::{
     prune::{Choice, Rules},
     seal::{Damage, Identity, digest},
     staging::{Staging, is_free},
+    temporary::TemporaryStore,
     verify::Verification,
 };
 
@@ -147,23 +149,6 @@ pub struct Store {
     root: PathBuf,
 }
 
-/// A store for images that nobody else needs; removed when dropped.
-pub struct TemporaryStore {
-    store: Store,
-    _staging: Staging,
-}
-
-impl std::ops::Deref for TemporaryStore {
-    type Target = Store;
-
-    fn deref(&self) -> &Store {
-        &self.store
-    }
-}
-
-/// The folders that a store shares with those within it: there is nothing of images in them.
-const SHARED: [&str; 2] = ["kerndat", "logs"];
-
 /// The folders of a store.
 const FOLDERS: [&str; 9] = [
     "images",
@@ -227,35 +212,6 @@ impl Store {
     /// [`StoreError::Write`].
     pub fn stage(&self) -> Result<Staging, StoreError> {
         Staging::new(&self.root.join("staging"))
-    }
-
-    /// Makes a store within this one that ends with its guard.
-    ///
-    /// # Errors
-    /// [`StoreError::Write`] or [`StoreError::Open`].
-    pub fn temporary(&self) -> Result<TemporaryStore, StoreError> {
-        let staging = self.stage()?;
-        // Logs of failures are to be found when the rest is gone.
-        self.share(&staging.work())?;
-        let store = Self::open(&staging.work())?;
-        Ok(TemporaryStore {
-            store,
-            _staging: staging,
-        })
-    }
-
-    /// Gives a store within this one what it shares.
-    fn share(&self, root: &Path) -> Result<(), StoreError> {
-        for folder in SHARED {
-            let link = root.join(folder);
-            match symlink(self.root.join(folder), &link) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(write_error(&link)(error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// Turns what was staged into an image and points a name to it.
