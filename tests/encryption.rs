@@ -415,22 +415,13 @@ fn memory_may_not_be_enough_or_not_there() {
         small,
     )
     .unwrap();
+    // Not empty, and so not unmounted.
+    fs::create_dir_all(vault.memory().join("images/held")).unwrap();
     let error = workspace.fail(110, &open);
     assert!(
         error.contains("an open image is in memory, where"),
         "{error}"
     );
-    fs::create_dir_all(vault.memory()).unwrap();
-    if !vault.is_mounted() {
-        mount(
-            Some("small"),
-            &vault.memory(),
-            Some("tmpfs"),
-            MsFlags::empty(),
-            small,
-        )
-        .unwrap();
-    }
     let capture = ["--name", "other", "--encrypt-to", &vault.recipient];
     let (_, error) = expect(110, &mut vault.server.capture(workspace, &capture));
     assert!(
@@ -438,7 +429,7 @@ fn memory_may_not_be_enough_or_not_there() {
         "{error}"
     );
     vault.server.wait_for_silence();
-    let _ = umount2(&vault.memory(), MntFlags::empty());
+    let _ = umount2(&vault.memory(), MntFlags::MNT_DETACH);
     vault.assert_hidden();
     vault.bring_back(&identity);
     workspace.run(["close", "--all"]);
