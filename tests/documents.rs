@@ -2,7 +2,7 @@
 
 use crate::support::Workspace;
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 22] = [
     "bench",
     "profile",
     "capture",
@@ -16,6 +16,8 @@ const COMMANDS: [&str; 20] = [
     "inspect",
     "verify",
     "diff",
+    "open",
+    "close",
     "export",
     "import",
     "rm",

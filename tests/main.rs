@@ -7,6 +7,7 @@ mod archives;
 mod bench;
 mod checkpoint;
 mod documents;
+mod encryption;
 mod errors;
 mod exports;
 mod faults;

@@ -202,6 +202,9 @@ impl Drop for Workspace {
             let pid = nix::unistd::Pid::from_raw(pid);
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
+        // What is open of a test that failed.
+        let memory = self.store().join("memory");
+        let _ = nix::mount::umount2(&memory, nix::mount::MntFlags::MNT_DETACH);
     }
 }
 

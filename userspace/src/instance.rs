@@ -162,17 +162,6 @@ impl Folder {
         self.path.join("work")
     }
 
-    /// A folder for a view of the image.
-    ///
-    /// # Errors
-    /// [`InstanceError::Write`].
-    pub fn images(&self) -> Result<PathBuf, InstanceError> {
-        let path = self.path.join("images");
-        let made = fs::DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(write_error(&path))?;
-        Ok(path)
-    }
-
     /// The locked folder itself, to be held by init.
     pub fn lock(&self) -> &OwnedFd {
         &self.lock

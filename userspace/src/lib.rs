@@ -16,6 +16,7 @@ pub mod archive;
 pub mod bench;
 pub mod capture;
 pub mod diff;
+pub mod encryption;
 pub mod profile;
 pub mod restore;
 pub mod serve;

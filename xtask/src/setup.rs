@@ -22,7 +22,7 @@ const COMPILER: [&str; 7] = [
 ];
 
 /// The servers of the integration tests, and the tools the tests use.
-const SERVERS: [&str; 21] = [
+const SERVERS: [&str; 22] = [
     "nginx-light",
     "apache2",
     "libapache2-mod-php",
@@ -40,6 +40,7 @@ const SERVERS: [&str; 21] = [
     "python3-psycopg2",
     "ruby-pg",
     "redis-server",
+    "age",
     "strace",
     "linux-perf",
     "wrk",

@@ -28,7 +28,7 @@ use std::{io, path::PathBuf};
 use crate::{edit::STATISTICS, store::StoreError};
 
 pub use self::{
-    read::{Import, Imported, Interruption},
+    read::{Import, Imported, Interruption, is_interruption},
     write::{Exported, export},
 };
 

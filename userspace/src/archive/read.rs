@@ -526,7 +526,8 @@ fn is_cut(stop: &Stop, failed: &Failure) -> bool {
     matches!(stop, Stop::Stream(error) if is_failed || error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
-fn is_interruption(error: &io::Error) -> bool {
+/// Whether that is what a source failed with.
+pub fn is_interruption(error: &io::Error) -> bool {
     error
         .get_ref()
         .is_some_and(|inner| inner.is::<Interruption>())

@@ -25,6 +25,7 @@ const LEVEL: i32 = 3;
 pub struct Exported {
     /// The size of the archive.
     pub archive_bytes: u64,
+    /// One, if they are encrypted.
     pub files: usize,
     /// The size of the image's files.
     pub image_bytes: u64,

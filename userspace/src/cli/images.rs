@@ -4,12 +4,33 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args};
 
+use super::Keys;
 use crate::{cgroup::Memory, store::Rules};
 
 #[derive(Debug, Args)]
 pub struct Inspect {
     /// Name of the image, or the beginning of its digest [default: the newest]
     pub image: Option<String>,
+    #[command(flatten)]
+    pub keys: Keys,
+}
+
+#[derive(Debug, Args)]
+pub struct Open {
+    /// Name of the image, or the beginning of its digest [default: the newest]
+    pub image: Option<String>,
+    #[command(flatten)]
+    pub keys: Keys,
+}
+
+#[derive(Debug, Args)]
+pub struct Close {
+    /// Names of images, or the beginnings of their digests
+    #[arg(required_unless_present = "all", value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// Close all
+    #[arg(long, conflicts_with = "images")]
+    pub all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -19,6 +40,8 @@ pub struct Verify {
     /// Check all images
     #[arg(long, conflicts_with = "image")]
     pub all: bool,
+    #[command(flatten)]
+    pub keys: Keys,
 }
 
 #[derive(Debug, Args)]
@@ -34,6 +57,8 @@ pub struct Diff {
     pub before: String,
     /// Name of the image after, or the beginning of its digest
     pub after: String,
+    #[command(flatten)]
+    pub keys: Keys,
 }
 
 #[derive(Debug, Args)]
@@ -55,9 +80,12 @@ pub struct Import {
     /// Refuse an image that is larger, in bytes or with K, M or G [default: what is free]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_size: Option<u64>,
-    /// If the file is cut short, keep what has arrived, and go on from there the next time
+    /// If the file is cut short, keep what has arrived, and go on from there the next time; of an
+    /// encrypted image nothing is kept
     #[arg(long)]
     pub resume: bool,
+    #[command(flatten)]
+    pub keys: Keys,
 }
 
 #[derive(Debug, Args)]

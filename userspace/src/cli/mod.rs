@@ -1,7 +1,9 @@
 //! The command line.
 
 mod bench;
+mod encryption;
 mod images;
+mod instances;
 mod profile;
 mod run;
 mod serve;
@@ -17,7 +19,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 pub use self::{
     bench::Bench,
-    images::{Diff, Export, Import, Inspect, Prune, Rm, Verify},
+    encryption::{Encrypt, Identities, Keys, Passphrase},
+    images::{Close, Diff, Export, Import, Inspect, Open, Prune, Rm, Verify},
+    instances::{Logs, Stop},
     profile::{Format, Profile, ProfileCommand, ProfileDiff},
     run::Run,
     serve::{Serve, SiteName, Top},
@@ -163,16 +167,26 @@ pub enum Command {
     /// Their settings, processes, files, and the pages of their memory, compared where they are
     /// the same: addresses differ from start to start.
     Diff(Diff),
+    /// Open an encrypted image: from then on, it can be restored without a key
+    ///
+    /// Every command that is given the key of an encrypted image opens it, as `restore --identity`. An open
+    /// image is in memory, and never on disk. It is open until it is closed or the machine restarts.
+    Open(Open),
+    /// Close encrypted images: what they have in memory is removed
+    ///
+    /// None that a running instance uses is closed.
+    Close(Close),
     /// Write an image to a file that can be sent
     ///
     /// The file is a tar stream, compressed with zstd: an OCI image layout, which checkpointctl can
     /// show as well. It holds the memory and the environment of the server: whoever has it has
-    /// their secrets.
+    /// their secrets. An image that is encrypted is written as it is: age(1) decrypts it to such a file.
     Export(Export),
     /// Take an image from a file that `export` wrote
     ///
     /// All of it is compared with its digests; a file that is not what it says is refused, and
-    /// leaves nothing behind. An image is a program: import those only that you would run.
+    /// leaves nothing behind. An image is a program: import those only that you would run. For one that is
+    /// encrypted, its key is needed; it stays encrypted, and is open then.
     Import(Import),
     /// Remove images
     ///
@@ -226,6 +240,8 @@ pub struct Capture {
     /// Go on running the server once its image is made
     #[arg(long)]
     pub leave_running: bool,
+    #[command(flatten)]
+    pub encrypt: Encrypt,
     /// Write a profile of the start-up to this file, as `warmimg profile -o` does
     #[arg(long, value_name = "FILE")]
     pub profile: Option<PathBuf>,
@@ -350,6 +366,8 @@ pub struct Checkpoint {
     pub leave_running: bool,
     #[command(flatten)]
     pub connections: Connections,
+    #[command(flatten)]
+    pub encrypt: Encrypt,
 }
 
 /// What becomes of connections.
@@ -416,6 +434,8 @@ pub struct Restore {
     pub reuse_port: bool,
     #[command(flatten)]
     pub back: Back,
+    #[command(flatten)]
+    pub keys: Keys,
     /// The network of the server: that of the host, or a private one of its own, with an address
     /// that the host reaches it at; what listened on the loopback listens on all addresses there
     #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
@@ -498,28 +518,6 @@ impl LimitOptions {
             memory: self.memory,
         }
     }
-}
-
-#[derive(Debug, Args)]
-pub struct Stop {
-    /// Instances to stop
-    #[arg(required_unless_present = "all")]
-    pub instances: Vec<String>,
-    /// Stop all
-    #[arg(long, conflicts_with = "instances")]
-    pub all: bool,
-    /// How long the server may take to end before it is killed, in seconds
-    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
-    pub timeout: Duration,
-}
-
-#[derive(Debug, Args)]
-pub struct Logs {
-    /// The instance
-    pub instance: String,
-    /// Go on printing what is added, until the instance ends
-    #[arg(short, long)]
-    pub follow: bool,
 }
 
 #[derive(Debug, Args)]

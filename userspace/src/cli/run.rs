@@ -4,7 +4,7 @@ use std::{ffi::OsString, time::Duration};
 
 use clap::Args;
 
-use super::{Back, How, seconds};
+use super::{Back, Encrypt, How, Identities, seconds};
 use crate::watch::CapturePoint;
 
 /// What follows the help of `run`.
@@ -17,6 +17,7 @@ Why a server was started cold, by the codes that --json prints as `reason`:
   stale             what it was captured from has changed
   unfit             it does not fit this host
   quarantined       it has failed twice: another is captured
+  closed            the image is encrypted, and cannot be opened
   restore-failed    the restore failed
   crashed           the restored server was killed by a fault of its own within 10 s
   unable            warmimg cannot work here; the command takes its place
@@ -45,6 +46,10 @@ pub struct Run {
     pub user: Option<String>,
     #[command(flatten)]
     pub back: Back,
+    #[command(flatten)]
+    pub encrypt: Encrypt,
+    #[command(flatten)]
+    pub identities: Identities,
     /// The server and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, IsTerminal as _, Read},
+    io::{self, BufReader, IsTerminal as _, Read},
     os::fd::AsFd as _,
     path::Path,
 };
@@ -17,11 +17,12 @@ use nix::{
 
 use super::open_store;
 use crate::{
-    archive::{self, ArchiveError, Import, Interruption},
+    archive::{self, ArchiveError, Exported, Import, Interruption},
     aside::{Aside, is_device},
-    cli,
+    cli, encryption,
     error::Error,
     report::Report,
+    store::Stored,
 };
 
 /// Stands for standard output or input.
@@ -39,9 +40,12 @@ pub fn export(global: &cli::Global, arguments: &cli::Export, report: &Report) ->
     if is_standard && global.json {
         return Err(Error::JsonWithArchive);
     }
-    let image = open_store(global)?.find(arguments.image.as_deref())?;
+    let image = open_store(global)?.pick(arguments.image.as_deref())?;
     let _held = image.hold()?;
-    let total = image.manifest.image_bytes();
+    let total = match &image {
+        Stored::Plain(image) => image.manifest.image_bytes(),
+        Stored::Encrypted(encrypted) => encrypted.header.bytes,
+    };
     let line = report.transfer("exporting");
     let mut progress = |done| line.show_transfer(total, done);
     let failed = |source| Error::Export {
@@ -55,7 +59,7 @@ pub fn export(global: &cli::Global, arguments: &cli::Export, report: &Report) ->
     if is_standard {
         let stdout = io::stdout().as_fd().try_clone_to_owned();
         let stdout = File::from(stdout.map_err(Error::Output)?);
-        archive::export(&image, stdout, &mut progress)?;
+        write(&image, stdout, &mut progress)?;
         return Ok(0);
     }
     let exported = if is_device(path) {
@@ -64,10 +68,10 @@ pub fn export(global: &cli::Global, arguments: &cli::Export, report: &Report) ->
         if device.is_terminal() {
             return Err(Error::Terminal);
         }
-        archive::export(&image, device, &mut progress).map_err(name_the_file)?
+        write(&image, device, &mut progress).map_err(name_the_file)?
     } else {
         let mut aside = Aside::create(path, PRIVATE).map_err(failed)?;
-        let exported = archive::export(&image, aside.file(), &mut progress);
+        let exported = write(&image, aside.file(), &mut progress);
         let exported = exported.map_err(name_the_file)?;
         aside.commit_synced().map_err(failed)?;
         exported
@@ -75,6 +79,18 @@ pub fn export(global: &cli::Global, arguments: &cli::Export, report: &Report) ->
     line.clear();
     report.exported(&image, &exported, path)?;
     Ok(0)
+}
+
+/// An image that is encrypted is written as it is.
+fn write(
+    image: &Stored,
+    to: impl io::Write,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Exported, ArchiveError> {
+    match image {
+        Stored::Plain(image) => archive::export(image, to, progress),
+        Stored::Encrypted(encrypted) => encryption::export(encrypted, to, progress),
+    }
 }
 
 pub fn import(global: &cli::Global, arguments: &cli::Import, report: &Report) -> Result<u8, Error> {
@@ -96,20 +112,34 @@ pub fn import(global: &cli::Global, arguments: &cli::Import, report: &Report) ->
     if file.metadata().is_ok_and(|found| found.is_dir()) {
         return Err(failed(io::ErrorKind::IsADirectory.into()));
     }
-    let mut source = Interruptible::new(file).map_err(failed)?;
+    let mut source = BufReader::new(Interruptible::new(file).map_err(failed)?);
+    let is_encrypted = encryption::is_encrypted(&mut source);
+    let is_encrypted = is_encrypted.map_err(|error| match archive::is_interruption(&error) {
+        true => ArchiveError::Interrupted.into(),
+        false => failed(error),
+    })?;
     let line = report.transfer("importing");
-    let imported = Import {
-        store: &store,
-        path,
-        name: arguments.name.as_deref(),
-        most_bytes: match arguments.max_size {
-            Some(bytes) => bytes,
-            None => free_bytes(store.root()).map_err(failed)?,
-        },
-        resume: arguments.resume,
-        progress: &mut |total, done| line.show_transfer(total, done),
-    }
-    .run(&mut source)?;
+    let progress = &mut |total, done| line.show_transfer(total, done);
+    let name = arguments.name.as_deref();
+    let most_bytes = match arguments.max_size {
+        Some(bytes) => bytes,
+        None => free_bytes(store.root()).map_err(failed)?,
+    };
+    let imported = if is_encrypted {
+        let keys = arguments.keys.read()?;
+        let from = (&mut source, path);
+        encryption::import(&store, from, name, most_bytes, &keys, progress)?
+    } else {
+        let import = Import {
+            store: &store,
+            path,
+            name,
+            most_bytes,
+            resume: arguments.resume,
+            progress,
+        };
+        import.run(&mut source)?
+    };
     if is_standard {
         // Who writes to us must not be told that nobody reads.
         let _ = io::copy(&mut source, &mut io::sink());

@@ -5,7 +5,9 @@ use std::path::Path;
 use clap::ValueEnum as _;
 
 use super::{
-    auto, prepare,
+    auto,
+    encrypted::Workshop,
+    prepare,
     profile::ProfileFile,
     rehearse,
     supervise::{Signals, supervise},
@@ -52,11 +54,15 @@ pub async fn run(
         leave_running: arguments.leave_running,
         profiled: arguments.profile.as_ref().map(|_| FREQUENCY),
     };
+    let workshop = Workshop::new(&store, &arguments.encrypt)?;
     let file = arguments.profile.as_deref().map(ProfileFile::open);
     let mut file = file.transpose()?;
     let mut signals = Signals::catch()?;
     if arguments.at == At::Auto {
-        let image = auto::capture_best(&store, &criu, &options, &mut signals, report).await?;
+        let best =
+            auto::capture_best(workshop.store(), &criu, &options, &mut signals, report).await;
+        let image = best.map_err(|error| workshop.explain(error))?;
+        workshop.finish(&image, &options.name, report)?;
         report.captured(&image, &global.store)?;
         return Ok(0);
     }
@@ -74,23 +80,26 @@ pub async fn run(
             false => ExitCode::UnsupportedTree as u8,
         });
     }
-    let captured = capture::capture(&store, &criu, &options, signals.ended(), |step| {
+    let captured = capture::capture(workshop.store(), &criu, &options, signals.ended(), |step| {
         progress.show(&step);
     })
     .await;
     progress.clear();
-    let mut captured = captured?;
+    let mut captured = captured.map_err(|error| workshop.explain(error))?;
     if captured.running.is_none() {
         let asked = (&options.how.warmups[..], options.limit);
         let image = captured.image;
-        captured.image = rehearse::after_warm(&store, &criu, image, asked, signals.ended()).await?;
+        captured.image =
+            rehearse::after_warm(workshop.store(), &criu, image, asked, signals.ended()).await?;
     }
+    workshop.finish(&captured.image, &options.name, report)?;
     if let (Some(profile), Some(path), Some(file)) =
         (&captured.profile, &arguments.profile, &mut file)
     {
         report.profile_to(profile, path, file.fill()?)?;
     }
     report.captured(&captured.image, &global.store)?;
+    drop(workshop);
     match captured.running {
         None => Ok(0),
         Some((mut sandbox, mut output)) => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{capture::default_name, prepare, supervise::Signals};
+use super::{capture::default_name, encrypted::Workshop, prepare, supervise::Signals};
 use crate::{
     capture::checkpoint::{self, Options},
     cli,
@@ -39,14 +39,22 @@ pub async fn run(
         outbound: arguments.connections.treatment(),
         leave_running: arguments.leave_running,
     };
+    let workshop = Workshop::new(&store, &arguments.encrypt)?;
+    if let Some(image) = &options.image
+        && !workshop.encrypts()
+        && store.encrypted(&image.digest)?.is_some()
+    {
+        return Err(Error::WouldBePlain(image.label().to_owned()));
+    }
     let mut signals = Signals::catch()?;
     let progress = report.progress();
     let image = tokio::select! {
-        image = checkpoint::checkpoint(&store, &criu, &options, |step| progress.show(&step)) => image,
+        image = checkpoint::checkpoint(workshop.store(), &criu, &options, |step| progress.show(&step)) => image,
         () = signals.ended() => Err(crate::capture::CaptureError::Interrupted),
     };
     progress.clear();
-    let image = image?;
+    let image = image.map_err(|error| workshop.explain(error))?;
+    workshop.finish(&image, &options.name, report)?;
     if let Some(instance) = instance.filter(|_| !arguments.leave_running) {
         instance.stop(GRACE).await?;
     }

@@ -1,6 +1,6 @@
 //! `warmimg diff`
 
-use super::open_store;
+use super::{encrypted::find, open_store};
 use crate::{
     cli, diff, edit,
     error::Error,
@@ -10,8 +10,8 @@ use crate::{
 
 pub fn run(global: &cli::Global, arguments: &cli::Diff, report: &Report) -> Result<u8, Error> {
     let store = open_store(global)?;
-    let before = store.find(Some(&arguments.before))?;
-    let after = store.find(Some(&arguments.after))?;
+    let find = |wanted: &str| find(&store, Some(wanted), || arguments.keys.read(), report);
+    let (before, after) = (find(&arguments.before)?, find(&arguments.after)?);
     let _held = (before.hold()?, after.hold()?);
     let pages = |image: &Image| {
         image.check()?;

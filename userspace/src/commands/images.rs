@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use super::open_store;
+use super::{encrypted::find, open_store};
 use crate::{
     cli,
     criu::{Program, ProgramError},
+    encryption::EncryptionError,
     error::{Error, ExitCode},
     fit::{Check, Depth, Finding, Here, Severity},
     instance::{self, State},
     report::Report,
     restore::RestoreError,
-    store::{Claim, Digest, Image, Store, Verification, now_ms},
+    store::{Claim, Digest, Image, Store, Stored, Verification, now_ms},
 };
 
 pub fn images(global: &cli::Global, report: &Report) -> Result<u8, Error> {
@@ -24,7 +25,8 @@ pub fn inspect(
     arguments: &cli::Inspect,
     report: &Report,
 ) -> Result<u8, Error> {
-    report.inspected(&open_store(global)?.find(arguments.image.as_deref())?)?;
+    let (store, wanted) = (open_store(global)?, arguments.image.as_deref());
+    report.inspected(&find(&store, wanted, || arguments.keys.read(), report)?)?;
     Ok(0)
 }
 
@@ -34,8 +36,11 @@ pub fn verify(global: &cli::Global, arguments: &cli::Verify, report: &Report) ->
         (true, _) => store.digests()?,
         // Also one that cannot be read is to be told of in full.
         (false, Some(wanted)) => vec![store.locate(wanted)?],
-        (false, None) => vec![store.find(None)?.digest],
+        (false, None) => vec![store.pick(None)?.digest().clone()],
     };
+    if arguments.keys.are_given() {
+        open(&store, &digests, arguments, report)?;
+    }
     let criu = match Program::find(global.criu.as_deref()) {
         Ok(criu) => criu.version().ok(),
         Err(ProgramError::Missing) => None,
@@ -46,7 +51,7 @@ pub fn verify(global: &cli::Global, arguments: &cli::Verify, report: &Report) ->
     for digest in digests {
         let verification = store.verify(&digest)?;
         let (findings, unrecorded) = match store.load(digest) {
-            Ok(image) => compare(&store, &image, &here)?,
+            Ok(image) => compare(&image, &here)?,
             // Its manifest is among what is damaged.
             Err(_) => (vec![], None),
         };
@@ -54,6 +59,25 @@ pub fn verify(global: &cli::Global, arguments: &cli::Verify, report: &Report) ->
         report.verified(&verification, &findings, unrecorded)?;
     }
     Ok(worst.code() as u8)
+}
+
+/// Opens those of the images that these keys open; the others are verified closed.
+fn open(
+    store: &Store,
+    digests: &[Digest],
+    arguments: &cli::Verify,
+    report: &Report,
+) -> Result<(), Error> {
+    for digest in digests {
+        let read = || arguments.keys.read();
+        match find(store, Some(digest.as_str()), read, report) {
+            Err(Error::Encryption(EncryptionError::NoKey { .. })) if arguments.all => {}
+            Err(Error::Encryption(EncryptionError::WrongKey { .. })) if arguments.all => {}
+            Err(Error::Encryption(EncryptionError::Damaged { .. }) | Error::Store(_)) | Ok(_) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// What an image is, from good to bad.
@@ -92,18 +116,14 @@ impl Verdict {
 
 /// All that is not as it was at the capture, and how many files that were read could not be recorded;
 /// none if the record cannot be read, or there is none.
-fn compare(
-    store: &Store,
-    image: &Image,
-    here: &Here,
-) -> Result<(Vec<Finding>, Option<u64>), Error> {
+fn compare(image: &Image, here: &Here) -> Result<(Vec<Finding>, Option<u64>), Error> {
     let mut check = Check::new(image, here, Depth::Content);
     let mut findings = check.breaking();
     let Ok(read) = image.read_files() else {
         return Ok((findings, None));
     };
     findings.extend(check.stale()?);
-    check.remember(store)?;
+    check.remember()?;
     Ok((findings, read.map(|read| read.unrecorded)))
 }
 
@@ -128,18 +148,18 @@ pub fn rm(global: &cli::Global, arguments: &cli::Rm, report: &Report) -> Result<
 pub fn prune(global: &cli::Global, arguments: &cli::Prune, report: &Report) -> Result<u8, Error> {
     let store = open_store(global)?;
     let images = store.list()?;
-    let is_used = |image: &Image| claim(&store, &image.digest).is_err();
+    let is_used = |image: &Stored| claim(&store, image.digest()).is_err();
     let choice = arguments.rules().choose(&images, is_used, now_ms());
     let mut left = 0;
     for image in &choice.removed {
-        let bytes = image.manifest.image_bytes();
+        let bytes = image.bytes();
         if !arguments.dry_run {
             // It may be in use since.
-            let Ok(_claim) = claim(&store, &image.digest) else {
+            let Ok(_claim) = claim(&store, image.digest()) else {
                 left += bytes;
                 continue;
             };
-            store.remove(&image.digest)?;
+            store.remove(image.digest())?;
         }
         report.pruned(image, arguments.dry_run)?;
     }
@@ -151,7 +171,7 @@ pub fn prune(global: &cli::Global, arguments: &cli::Prune, report: &Report) -> R
 }
 
 /// Makes sure that nothing uses an image, as long as the result is there.
-fn claim(store: &Store, digest: &Digest) -> Result<Claim, Error> {
+pub fn claim(store: &Store, digest: &Digest) -> Result<Claim, Error> {
     let in_use = |by| Error::InUse {
         image: digest.short().to_owned(),
         by,

@@ -8,6 +8,7 @@ mod checkpoint;
 mod diff;
 mod doctor;
 mod documents;
+mod encrypted;
 mod images;
 mod instances;
 mod limit;
@@ -54,6 +55,8 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
         Command::Images => images::images(global, report),
         Command::Inspect(arguments) => images::inspect(global, arguments, report),
         Command::Verify(arguments) => images::verify(global, arguments, report),
+        Command::Open(arguments) => encrypted::open(global, arguments, report),
+        Command::Close(arguments) => encrypted::close(global, arguments, report),
         Command::Export(arguments) => archives::export(global, arguments, report),
         Command::Import(arguments) => archives::import(global, arguments, report),
         Command::Diff(arguments) => diff::run(global, arguments, report),

@@ -26,6 +26,9 @@ pub async fn run(
 ) -> Result<u8, Error> {
     let (store, criu) = prepare(global)?;
     let image = store.find(arguments.image.as_deref())?;
+    if store.encrypted(&image.digest)?.is_some() {
+        return Err(Error::RehearsalEncrypted);
+    }
     let mut signals = Signals::catch()?;
     let rehearsal = rehearse(&store, &criu, &image, &arguments.warmup, arguments.timeout);
     let image = tokio::select! {

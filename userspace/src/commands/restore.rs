@@ -5,6 +5,7 @@ use std::{mem, time::Instant};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
+    encrypted::find,
     prepare,
     supervise::{Signals, supervise},
 };
@@ -33,7 +34,8 @@ pub async fn run(
         return Err(Error::CountOnOnePort);
     }
     let (store, criu) = prepare(global)?;
-    let image = store.find(arguments.image.as_deref())?;
+    let wanted = arguments.image.as_deref();
+    let image = find(&store, wanted, || arguments.keys.read(), report)?;
     let is_timed = arguments.timings || arguments.timings_file.is_some();
     let options = restore::Options {
         detached: arguments.detach,

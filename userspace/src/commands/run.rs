@@ -10,6 +10,7 @@ use sd_notify::NotifyState;
 
 use super::{
     capture::default_name,
+    encrypted::{self, Workshop},
     prepare,
     supervise::{Signals, supervise},
 };
@@ -17,6 +18,7 @@ use crate::{
     capture::{Attempt, CaptureError, Options, Progress, start_up},
     cli,
     criu::Program,
+    encryption::EncryptionError,
     error::{Error, ExitCode},
     output::Output,
     report::{ColdReason, Report},
@@ -84,8 +86,9 @@ pub async fn run(global: &cli::Global, arguments: &cli::Run, report: &Report) ->
             profiled: None,
         },
     };
+    let found = server.find();
     let mut signals = Signals::catch()?;
-    let reason = match server.find() {
+    let reason = match found {
         Err(reason) => reason,
         Ok(image) => match server.restore(&image, &mut signals).await? {
             Ok(code) => return Ok(code),
@@ -96,6 +99,7 @@ pub async fn run(global: &cli::Global, arguments: &cli::Run, report: &Report) ->
     // An image that has failed but once, or not by itself, is tried again.
     let is_kept = match &reason {
         ColdReason::RestoreFailed { .. } | ColdReason::Crashed(_) => !server.is_quarantined(),
+        ColdReason::Closed(_) => true,
         _ => false,
     };
     let captures = !arguments.no_capture && !is_kept;
@@ -130,10 +134,20 @@ struct Server<'a> {
 impl Server<'_> {
     /// The image to restore, or why there is none.
     fn find(&self) -> Result<Image, ColdReason> {
-        let image = match self.store.find(Some(&self.options.name)) {
+        let cli::Run {
+            identities,
+            encrypt,
+            ..
+        } = self.arguments;
+        let keys = || identities.read(&encrypt.passphrase);
+        let name = Some(self.options.name.as_str());
+        let image = match encrypted::find(self.store, name, keys, self.report) {
             Ok(image) => image,
-            Err(StoreError::Unknown { .. } | StoreError::Empty { .. }) => {
+            Err(Error::Store(StoreError::Unknown { .. } | StoreError::Empty { .. })) => {
                 return Err(ColdReason::NoImage(self.options.name.clone()));
+            }
+            Err(Error::Encryption(error)) if !matches!(error, EncryptionError::Damaged { .. }) => {
+                return Err(ColdReason::Closed(crate::doctor::chain(&error)));
             }
             Err(error) => return Err(ColdReason::Damaged(error.to_string())),
         };
@@ -205,9 +219,21 @@ impl Server<'_> {
         Ok(Ok(code))
     }
 
+    /// Where the image is made. One that was encrypted is not replaced by one that is not.
+    fn workshop(&self) -> Result<Workshop<'_>, Error> {
+        let workshop = Workshop::new(self.store, &self.arguments.encrypt)?;
+        let before = self.store.locate(&self.options.name).ok();
+        let before = before.map(|digest| self.store.encrypted(&digest));
+        match before {
+            Some(Ok(None)) | None => Ok(workshop),
+            Some(_) if workshop.encrypts() => Ok(workshop),
+            Some(_) => Err(Error::WouldBePlain(self.options.name.clone())),
+        }
+    }
+
     fn is_quarantined(&self) -> bool {
-        let image = self.store.find(Some(&self.options.name));
-        image.is_ok_and(|image| self.store.failures(&image.digest).is_quarantined())
+        let digest = self.store.locate(&self.options.name);
+        digest.is_ok_and(|digest| self.store.failures(&digest).is_quarantined())
     }
 
     fn failed(&self, image: &Image, reason: &str) {
@@ -246,10 +272,18 @@ impl Server<'_> {
     /// Starts the command, and makes an image of it. Returns its exit code, or nothing if it could not
     /// even be started so.
     async fn start_capturing(&self, signals: &mut Signals) -> Result<Option<u8>, Error> {
-        let mut attempt = match Attempt::new(self.store, self.criu, &self.options).await {
+        let workshop = match self.workshop() {
+            Ok(workshop) => workshop,
+            Err(error) => {
+                self.report.run_not_captured(&error)?;
+                return Ok(None);
+            }
+        };
+        let attempt = Attempt::new(workshop.store(), self.criu, &self.options).await;
+        let mut attempt = match attempt {
             Ok(attempt) => attempt,
             Err(error) => {
-                self.report.run_not_captured(&error.into())?;
+                self.report.run_not_captured(&workshop.explain(error))?;
                 return Ok(None);
             }
         };
@@ -278,11 +312,14 @@ impl Server<'_> {
         };
         let is_ready = made.is_ok();
         match made {
-            Ok(made) => self.report.run_captured(&made.image)?,
+            Ok(made) => match workshop.finish(&made.image, &self.options.name, self.report) {
+                Ok(()) => self.report.run_captured(&made.image)?,
+                Err(error) => self.report.run_not_captured(&error)?,
+            },
             Err(error @ CaptureError::Exec { .. }) => return Err(error.into()),
             Err(CaptureError::ExitedEarly { .. }) => {}
             Err(error) => {
-                self.report.run_not_captured(&error.into())?;
+                self.report.run_not_captured(&workshop.explain(error))?;
                 if tree::children(init).is_empty() {
                     return Ok(None);
                 }
@@ -290,6 +327,7 @@ impl Server<'_> {
             }
         }
         let (sandbox, output) = attempt.into_running();
+        drop(workshop);
         if is_ready {
             ready();
         }

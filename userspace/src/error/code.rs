@@ -10,6 +10,7 @@ use crate::{
     cgroup::CgroupError,
     criu::{CriuError, Operation},
     edit::EditError,
+    encryption::EncryptionError,
     freeze::FreezeError,
     hook::HookError,
     instance::InstanceError,
@@ -49,7 +50,7 @@ pub enum ExitCode {
     StoreUnusable = 108,
     /// An address that the image listens on, or a file that it locks, is taken.
     PortTaken = 109,
-    /// The disk is full.
+    /// The disk is full, or memory is, which an encrypted image is made and opened in.
     DiskFull = 110,
     /// The process tree is of a kind that cannot be captured here.
     UnsupportedTree = 111,
@@ -72,6 +73,8 @@ pub enum ExitCode {
     InUse = 119,
     /// `verify`, `restore --strict`: an image may be stale.
     Stale = 120,
+    /// The key of an encrypted image is missing, or another.
+    NoKey = 121,
     /// Interrupted by a signal.
     Interrupted = 130,
 }
@@ -90,6 +93,9 @@ impl Error {
             | Self::NothingToRehearse
             | Self::RehearsalElsewhere(_)
             | Self::RehearsalConnected
+            | Self::RehearsalEncrypted
+            | Self::NotEncrypted(_)
+            | Self::WouldBePlain(_)
             | Self::WarmupWithoutPoint
             | Self::HookWithoutPoint
             | Self::AutoOnce(_)
@@ -112,6 +118,8 @@ impl Error {
             Self::Admin(AdminError::Refused { .. } | AdminError::Talk { .. }) => ExitCode::Failure,
             Self::Store(error) => store_code(error),
             Self::Archive(error) => archive_code(error),
+            Self::Encryption(error) => encryption_code(error),
+            Self::MemoryFull(_) => ExitCode::DiskFull,
             Self::InUse { .. } => ExitCode::InUse,
             Self::Terminal | Self::JsonWithArchive => ExitCode::Usage,
             Self::Restore(RestoreError::Instance(InstanceError::Write { source, .. })) => {
@@ -214,6 +222,7 @@ fn store_code(error: &StoreError) -> ExitCode {
         StoreError::Unknown { .. } | StoreError::Empty(_) | StoreError::Ambiguous { .. } => {
             ExitCode::UnknownImage
         }
+        StoreError::Closed { .. } => ExitCode::NoKey,
         StoreError::BadName { .. } | StoreError::Unnamed(_) => ExitCode::Usage,
         StoreError::Write { source, .. } | StoreError::Open { source, .. }
             if source.kind() == io::ErrorKind::StorageFull =>
@@ -238,6 +247,20 @@ fn archive_code(error: &ArchiveError) -> ExitCode {
         | ArchiveError::NoArchive { .. }
         | ArchiveError::Refused { .. }
         | ArchiveError::Unfit { .. } => ExitCode::ArchiveRefused,
+    }
+}
+
+fn encryption_code(error: &EncryptionError) -> ExitCode {
+    match error {
+        EncryptionError::Key(_) => ExitCode::Usage,
+        EncryptionError::NoKey { .. } | EncryptionError::WrongKey { .. } => ExitCode::NoKey,
+        EncryptionError::NoRoom { .. } => ExitCode::DiskFull,
+        EncryptionError::Damaged { .. }
+        | EncryptionError::Undecryptable { .. }
+        | EncryptionError::Other { .. } => ExitCode::StoreUnusable,
+        EncryptionError::Busy => ExitCode::InUse,
+        EncryptionError::Archive(error) => archive_code(error),
+        EncryptionError::Store(error) => store_code(error),
     }
 }
 

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, io};
 
-use super::{Error, is_disk_full};
+use super::{
+    Error,
+    encryption::{MEMORY, encryption_hint, key_option},
+    is_disk_full,
+};
 use crate::{
     archive::{ArchiveError, Refusal},
     bench::{BenchError, RunError, gate::GateError, results::ResultsError},
@@ -41,6 +45,15 @@ impl Error {
             Self::Program(error) => program_hint(error),
             Self::Store(error) | Self::Restore(RestoreError::Store(error)) => store_hint(error)?,
             Self::Archive(error) => archive_hint(error)?,
+            Self::Encryption(error) => encryption_hint(error)?,
+            Self::MemoryFull(_) => MEMORY.into(),
+            Self::NotEncrypted(_) => "`capture --encrypt-to RECIPIENT` makes one that is".into(),
+            Self::WouldBePlain(_) => {
+                "say what the new one is to be encrypted to: --encrypt-to RECIPIENT, or \
+                 --passphrase-file FILE"
+                    .into()
+            }
+            Self::RehearsalEncrypted => "capture it --at warm, which rehearses it as well".into(),
             Self::InUse { by, .. } if by.is_empty() => "try again in a moment".into(),
             Self::InUse { by, .. } => format!("end it first: warmimg stop {}", by.join(" ")),
             Self::Terminal | Self::JsonWithArchive => {
@@ -274,7 +287,7 @@ fn program_hint(error: &ProgramError) -> String {
 
 const SPACE: &str = "free some space, or choose another store with --store or WARMIMG_STORE";
 
-fn store_hint(error: &StoreError) -> Option<String> {
+pub(super) fn store_hint(error: &StoreError) -> Option<String> {
     Some(match error {
         StoreError::Unknown { .. } | StoreError::Ambiguous { .. } => {
             "`warmimg images` lists the images with their names and digests".into()
@@ -308,12 +321,19 @@ fn store_hint(error: &StoreError) -> Option<String> {
                 "capture it again; `warmimg verify {image}` tells all that is wrong with it"
             ),
         },
+        StoreError::Closed { image, key, .. } => {
+            format!("open it first: warmimg open {image} {}", key_option(*key))
+        }
+        StoreError::Memory { .. } => {
+            "an encrypted image is made and opened in a tmpfs that warmimg mounts: run as root"
+                .into()
+        }
         StoreError::Arriving(_) => "wait for it, or end it".into(),
         StoreError::Unfit { .. } | StoreError::Foreign { .. } => return None,
     })
 }
 
-fn archive_hint(error: &ArchiveError) -> Option<String> {
+pub(super) fn archive_hint(error: &ArchiveError) -> Option<String> {
     Some(match error {
         ArchiveError::Store(error) => store_hint(error)?,
         ArchiveError::Damaged { image, .. } => {

@@ -1,6 +1,7 @@
 //! Every way a command can fail, with its exit code (`code.rs`) and what to try (`hint.rs`).
 
 mod code;
+mod encryption;
 mod hint;
 
 use std::{io, path::PathBuf};
@@ -12,6 +13,7 @@ use crate::{
     capture::CaptureError,
     cgroup::CgroupError,
     criu::{CriuError, ProgramError},
+    encryption::{EncryptionError, KeyError},
     instance::InstanceError,
     report::profile::json::ReadError,
     requirements::RequirementError,
@@ -36,6 +38,17 @@ pub enum Error {
     Store(#[from] StoreError),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    #[error(transparent)]
+    Encryption(#[from] EncryptionError),
+    /// While an encrypted image is made.
+    #[error("there is not enough memory for the image")]
+    MemoryFull(#[source] Box<Error>),
+    #[error("the image {0} is not encrypted")]
+    NotEncrypted(String),
+    #[error("{0} is encrypted, and the new image would not be")]
+    WouldBePlain(String),
+    #[error("an encrypted image cannot be rehearsed")]
+    RehearsalEncrypted,
     #[error("the image {image} is in use{}", used_by(.by))]
     InUse {
         image: String,
@@ -105,6 +118,12 @@ pub enum Error {
     Output(#[source] io::Error),
     #[error("nothing to stop: name an instance, or give --all")]
     NothingNamed,
+}
+
+impl From<KeyError> for Error {
+    fn from(error: KeyError) -> Self {
+        EncryptionError::from(error).into()
+    }
 }
 
 fn used_by(instances: &[String]) -> String {

@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(comparison.compare(&file), None);
         let known = comparison.learnt().unwrap();
         assert_eq!(known.len(), 1);
-        store.remember(&scene.image, known).unwrap();
+        scene.image.remember(known).unwrap();
         // From now on its identity is enough: that it has changed since does not show in it.
         let touched = fs::metadata(&path).unwrap().modified().unwrap();
         fs::write(&path, "CODE").unwrap();

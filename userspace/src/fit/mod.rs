@@ -24,7 +24,7 @@ pub use self::{
 use crate::{
     criu,
     host::{Host, Surroundings},
-    store::{Image, Store, StoreError},
+    store::{Image, StoreError},
 };
 
 /// What an image is compared with: this host, as far as it is no file.
@@ -106,10 +106,10 @@ impl<'a> Check<'a> {
     ///
     /// # Errors
     /// [`StoreError::Write`].
-    pub fn remember(&self, store: &Store) -> Result<(), StoreError> {
+    pub fn remember(&self) -> Result<(), StoreError> {
         match self.files.learnt() {
             None => Ok(()),
-            Some(known) => store.remember(self.image, known),
+            Some(known) => self.image.remember(known),
         }
     }
 }

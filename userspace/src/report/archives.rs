@@ -8,17 +8,17 @@ use super::{Lines, Report, images::described, units::Bytes};
 use crate::{
     archive::{Exported, Imported},
     error::Error,
-    store::Image,
+    store::Stored,
 };
 
 impl Report {
-    pub fn exported(&self, image: &Image, exported: &Exported, path: &Path) -> Result<(), Error> {
+    pub fn exported(&self, image: &Stored, exported: &Exported, path: &Path) -> Result<(), Error> {
         if self.json {
             return self.line(
                 "export",
                 json!({
-                    "digest": image.digest.as_str(),
-                    "names": image.names,
+                    "digest": image.digest().as_str(),
+                    "names": image.names(),
                     "path": path,
                     "files": exported.files,
                     "image_bytes": exported.image_bytes,
@@ -30,7 +30,7 @@ impl Report {
         out.add(&format!(
             "Exported {} ({}) to {}: {} of {}",
             image.label(),
-            image.digest.short(),
+            image.digest().short(),
             path.display(),
             Bytes(exported.archive_bytes),
             Bytes(exported.image_bytes),

@@ -12,30 +12,41 @@ use crate::{
     error::Error,
     fit::{self, Finding, Severity},
     sensitive::{self, Code, Sensitive},
-    store::{Damage, Digest, Image, Verification},
+    store::{Damage, Digest, Encrypted, Image, Stored, Verification},
 };
 
 impl Report {
-    pub fn images(&self, images: &[Image]) -> Result<(), Error> {
+    pub fn images(&self, images: &[Stored]) -> Result<(), Error> {
         if self.json {
             return images
                 .iter()
-                .try_for_each(|image| self.line("image", without_environment(image_json(image))));
+                .try_for_each(|image| self.line("image", without_environment(stored_json(image))));
         }
         let mut rows =
             vec![["NAME", "DIGEST", "CREATED", "SIZE", "POINT", "COMMAND"].map(str::to_owned)];
         for image in images {
             rows.push([
-                if image.names.is_empty() {
+                if image.names().is_empty() {
                     "-".to_owned()
                 } else {
-                    image.names.join(", ")
+                    image.names().join(", ")
                 },
-                image.digest.short().to_owned(),
-                Age::since(image.manifest.created_ms).to_string(),
-                Bytes(image.manifest.image_bytes()).to_string(),
-                image.manifest.capture.point.to_string(),
-                image.manifest.command.words.join(" "),
+                image.digest().short().to_owned(),
+                Age::since(image.created_ms()).to_string(),
+                Bytes(image.bytes()).to_string(),
+                image.point().to_string(),
+                match image {
+                    Stored::Plain(image) => image.manifest.command.words.join(" "),
+                    Stored::Encrypted(Encrypted { opened, .. }) => match opened {
+                        None => "(encrypted)".to_owned(),
+                        Some(image) => {
+                            format!(
+                                "(encrypted, open) {}",
+                                image.manifest.command.words.join(" ")
+                            )
+                        }
+                    },
+                },
             ]);
         }
         table(rows)
@@ -147,6 +158,7 @@ impl Report {
             faults,
             unknown,
             resealed,
+            closed,
             ..
         } = verification;
         if self.json {
@@ -167,6 +179,7 @@ impl Report {
                     "faults": faults.iter().map(fault).collect::<Vec<_>>(),
                     "unknown": unknown,
                     "resealed": resealed,
+                    "closed": closed,
                     "findings": findings.iter().map(Finding::to_json).collect::<Vec<_>>(),
                     "unrecorded": unrecorded,
                 }),
@@ -219,6 +232,11 @@ impl Report {
                 "         warning: {files} that it read could not be recorded"
             ));
         }
+        if *closed {
+            out.add(
+                "         it is encrypted, and was not opened: only what is encrypted was compared",
+            );
+        }
         if *resealed {
             out.add("         restores expect these very files from now on");
         }
@@ -234,13 +252,39 @@ impl Report {
         out.print()
     }
 
-    pub fn pruned(&self, image: &Image, is_only_told: bool) -> Result<(), Error> {
+    pub fn opened(&self, image: &Image) -> Result<(), Error> {
         let bytes = image.manifest.image_bytes();
         if self.json {
+            let (digest, names) = (image.digest.as_str(), &image.names);
+            let object = json!({ "digest": digest, "names": names, "image_bytes": bytes });
+            return self.line("open", object);
+        }
+        let mut out = Lines::default();
+        let label = described(&image.digest, &image.names);
+        out.add(&format!("Open: {label}, {} of memory", Bytes(bytes)));
+        out.print()
+    }
+
+    pub fn closed(&self, encrypted: &Encrypted) -> Result<(), Error> {
+        let Encrypted { digest, names, .. } = encrypted;
+        if self.json {
+            return self.line(
+                "close",
+                json!({ "digest": digest.as_str(), "names": names }),
+            );
+        }
+        let mut out = Lines::default();
+        out.add(&format!("Closed {}", described(digest, names)));
+        out.print()
+    }
+
+    pub fn pruned(&self, image: &Stored, is_only_told: bool) -> Result<(), Error> {
+        let bytes = image.bytes();
+        if self.json {
             let object = json!({
-                "digest": image.digest.as_str(),
-                "names": image.names,
-                "created_ms": image.manifest.created_ms,
+                "digest": image.digest().as_str(),
+                "names": image.names(),
+                "created_ms": image.created_ms(),
                 "image_bytes": bytes,
                 "removed": !is_only_told,
             });
@@ -254,9 +298,9 @@ impl Report {
             } else {
                 "Removed"
             },
-            described(&image.digest, &image.names),
+            described(image.digest(), image.names()),
             Bytes(bytes),
-            Age::since(image.manifest.created_ms),
+            Age::since(image.created_ms()),
         ));
         out.print()
     }
@@ -313,6 +357,31 @@ pub(super) fn described(digest: &Digest, names: &[String]) -> String {
     }
 }
 
+/// An image of a list. Of an encrypted one that is closed, there is no manifest.
+fn stored_json(stored: &Stored) -> Value {
+    match stored {
+        Stored::Plain(image) => image_json(image),
+        Stored::Encrypted(encrypted) => {
+            let mut object = match &encrypted.opened {
+                Some(image) => image_json(image),
+                None => json!({
+                    "digest": encrypted.digest.as_str(),
+                    "names": encrypted.names,
+                    "image_bytes": encrypted.header.image_bytes,
+                }),
+            };
+            object["encrypted"] = json!({
+                "open": encrypted.opened.is_some(),
+                "key": encrypted.header.key,
+                "bytes": encrypted.header.bytes,
+                "created_ms": encrypted.header.created_ms,
+                "point": encrypted.header.point,
+            });
+            object
+        }
+    }
+}
+
 pub(super) fn image_json(image: &Image) -> Value {
     json!({
         "digest": image.digest.as_str(),
@@ -324,7 +393,8 @@ pub(super) fn image_json(image: &Image) -> Value {
 
 /// The environment may hold secrets: it is shown to those who inspect the image, and not in passing.
 pub(super) fn without_environment(mut image: Value) -> Value {
-    if let Some(command) = image["manifest"]["command"].as_object_mut() {
+    let command = image.pointer_mut("/manifest/command");
+    if let Some(command) = command.and_then(Value::as_object_mut) {
         command.remove("environment");
     }
     image

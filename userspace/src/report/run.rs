@@ -27,6 +27,8 @@ pub enum ColdReason {
         error: String,
     },
     Crashed(String),
+    /// Why the encrypted image cannot be opened.
+    Closed(String),
     /// What warmimg lacks.
     Unable(String),
 }
@@ -44,6 +46,7 @@ impl ColdReason {
             Self::Quarantined(_) => "quarantined",
             Self::RestoreFailed { .. } => "restore-failed",
             Self::Crashed(_) => "crashed",
+            Self::Closed(_) => "closed",
             Self::Unable(_) => "unable",
         }
     }
@@ -65,6 +68,7 @@ impl ColdReason {
             Self::Quarantined(reason) => format!("the image has failed twice, last: {reason}"),
             Self::RestoreFailed { error, .. } => format!("the restore failed: {error}"),
             Self::Crashed(reason) => format!("the restored server crashed: {reason}"),
+            Self::Closed(reason) => format!("the image cannot be opened: {reason}"),
             Self::Unable(reason) => format!("{reason}: the server takes the place of warmimg"),
         }
     }

@@ -11,12 +11,7 @@ use crate::{
 };
 
 /// Refuses an image that can break, or, if that is wanted, one that may be stale.
-pub(super) fn refuse(
-    store: &Store,
-    image: &Image,
-    here: &Here,
-    options: &Options,
-) -> Result<(), RestoreError> {
+pub(super) fn refuse(image: &Image, here: &Here, options: &Options) -> Result<(), RestoreError> {
     let mut check = Check::new(image, here, Depth::Identity);
     let label = || image.label().to_owned();
     let findings = not_allowed(check.breaking(), &options.allowed);
@@ -35,7 +30,7 @@ pub(super) fn refuse(
             });
         }
     }
-    remember(&check, store);
+    remember(&check);
     Ok(())
 }
 
@@ -52,7 +47,7 @@ pub fn stale(
     let here = read_here(store, criu)?;
     let mut check = Check::new(image, &here, Depth::Identity);
     let findings = check.stale()?;
-    remember(&check, store);
+    remember(&check);
     Ok(not_allowed(findings, allowed))
 }
 
@@ -63,9 +58,9 @@ fn read_here(store: &Store, criu: &Program) -> Result<Here, RestoreError> {
 }
 
 /// Remembers what it took some time to find out.
-fn remember(check: &Check<'_>, store: &Store) {
+fn remember(check: &Check<'_>) {
     // Only a help: without it, the next restore finds out again.
-    if let Err(error) = check.remember(store) {
+    if let Err(error) = check.remember() {
         tracing::debug!("{error}");
     }
 }

@@ -36,7 +36,7 @@ use crate::{
         ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT, Sandbox,
         SpawnError,
     },
-    store::{Image, Store, StoreError, now_ms},
+    store::{Image, Staging, Store, StoreError, now_ms},
     tree,
     watch::CapturePoint,
 };
@@ -278,10 +278,8 @@ pub async fn restore(
         || !options.handed.is_empty()
         || options.reuse_port
         || accepts_changes;
-    let images = match differs {
-        true => folder.images()?,
-        false => stored.clone(),
-    };
+    let view = differs.then(|| image.stage()).transpose()?;
+    let images = view.as_ref().map_or(stored.clone(), Staging::work);
     // Made before the sandbox, and so dropped after it, when nothing runs in the group any more.
     let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
     let made = group.as_mut().map(|group| group.make(folder.id()));
@@ -372,7 +370,7 @@ pub async fn restore(
     }
     parts.checks_us = watch.lap();
     let here = Here::read(Some(kerndat.version(criu)?)).map_err(RestoreError::Host)?;
-    fit::refuse(store, image, &here, options)?;
+    fit::refuse(image, &here, options)?;
     parts.fit_us = watch.lap();
 
     let request = RestoreRequest {

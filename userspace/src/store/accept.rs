@@ -97,7 +97,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub fn existing(&self, digest: &Digest) -> Result<Option<Image>, StoreError> {
-        match self.folder_of(digest).is_dir() {
+        match self.holds(digest) {
             true => self.load(digest.clone()).map(Some),
             false => Ok(None),
         }
@@ -108,7 +108,7 @@ impl Store {
         check_name(name).ok()?;
         let digest = fs::read_to_string(self.root.join("names").join(name)).ok()?;
         let digest = Digest(digest);
-        self.folder_of(&digest).is_dir().then_some(digest)
+        self.holds(&digest).then_some(digest)
     }
 
     /// Points a name to an image.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Damage, Digest, SCHEMA};
+use super::{Damage, Digest, Key, SCHEMA};
 use crate::edit::EditError;
 
 /// Why the store cannot give or take an image.
@@ -53,6 +53,14 @@ pub enum StoreError {
     Foreign { file: String, damage: Damage },
     #[error("another import of the image is under way")]
     Arriving(Digest),
+    #[error("the image {image} is encrypted, and is not open")]
+    Closed {
+        image: String,
+        digest: Digest,
+        key: Key,
+    },
+    #[error("cannot have a file system in memory at {}", .path.display())]
+    Memory { path: PathBuf, source: io::Error },
 }
 
 pub(super) fn read_error(path: &Path) -> impl Fn(io::Error) -> StoreError {

@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd as _, OwnedFd},
+    path::Path,
 };
 
 use rustix::{
@@ -26,25 +27,30 @@ pub struct Hold {
 /// As long as this is there, nobody restores or reads the image.
 #[derive(Debug)]
 pub struct Claim {
-    _lock: OwnedFd,
+    _locks: Vec<OwnedFd>,
 }
 
 impl Image {
     /// # Errors
     /// [`StoreError::Read`], with [`io::ErrorKind::ResourceBusy`] if the image is being removed.
     pub fn hold(&self) -> Result<Hold, StoreError> {
-        let folder = File::open(&self.folder).map_err(read_error(&self.folder))?;
-        flock(folder.as_fd(), FlockOperation::NonBlockingLockShared).map_err(|errno| {
-            let error = match errno {
-                Errno::WOULDBLOCK => io::ErrorKind::ResourceBusy.into(),
-                errno => errno.into(),
-            };
-            read_error(&self.folder)(error)
-        })?;
-        Ok(Hold {
-            _lock: folder.into(),
-        })
+        share(&self.folder)
     }
+}
+
+/// Shares the lock of a folder.
+pub(super) fn share(path: &Path) -> Result<Hold, StoreError> {
+    let folder = File::open(path).map_err(read_error(path))?;
+    flock(folder.as_fd(), FlockOperation::NonBlockingLockShared).map_err(|errno| {
+        let error = match errno {
+            Errno::WOULDBLOCK => io::ErrorKind::ResourceBusy.into(),
+            errno => errno.into(),
+        };
+        read_error(path)(error)
+    })?;
+    Ok(Hold {
+        _lock: folder.into(),
+    })
 }
 
 impl Store {
@@ -53,15 +59,25 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub fn claim(&self, digest: &Digest) -> Result<Option<Claim>, StoreError> {
-        let path = self.folder_of(digest);
-        let folder = File::open(&path).map_err(read_error(&path))?;
-        match flock(folder.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Claim {
-                _lock: folder.into(),
-            })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(read_error(&path)(errno.into())),
+        let encrypted = self.folder_of_encrypted(digest);
+        let folders = match encrypted.is_dir() {
+            // That in memory is there only if it is open; nobody opens it while the other is locked.
+            true => vec![encrypted, self.folder_in_memory(digest)],
+            false => vec![self.folder_of(digest)],
+        };
+        let mut locks = Vec::new();
+        for (number, path) in folders.into_iter().enumerate() {
+            let folder = match File::open(&path) {
+                Err(error) if number > 0 && error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(read_error(&path))?,
+            };
+            match flock(folder.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => locks.push(folder.into()),
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(errno) => return Err(read_error(&path)(errno.into())),
+            }
         }
+        Ok(Some(Claim { _locks: locks }))
     }
 }
 

@@ -10,6 +10,8 @@
 //! names/NAME                    a digest
 //! staging/                      images being made, each locked by who makes it
 //! partial/DIGEST/               what has arrived of an image, see `Store::stage_resumable`
+//! encrypted/DIGEST/             an image that is encrypted, see `encrypted`
+//! memory/                       what encrypted images hold while they are open, see `memory`
 //! instances/                    see the module `instance`
 //! kerndat/                      see the module `criu::kerndat`
 //! logs/                         CRIU's logs of operations that failed
@@ -21,13 +23,16 @@
 //! Nothing here touches a live process.
 
 mod accept;
+mod encrypted;
 mod error;
 mod hold;
 mod manifest;
+mod memory;
 pub(crate) mod outside;
 mod prune;
 pub(crate) mod seal;
 mod staging;
+mod temporary;
 mod trials;
 mod verify;
 
@@ -40,19 +45,23 @@ use std::{
 
 use crate::{edit, working_set::Touched};
 
+use self::{
+    encrypted::ENCRYPTED,
+    error::{read_error, write_error},
+    seal::{SEAL, Seal, seal_files},
+};
 pub use self::{
+    encrypted::{Encrypted, Header, Key, Stored},
     error::StoreError,
     hold::{Claim, Hold},
     manifest::{Capture, CommandInfo, CriuInfo, ImageFile, Manifest, Moment, SCHEMA, now_ms},
+    memory::MemoryStore,
     outside::{Dependency, Known, ReadFiles, Role},
     prune::{Choice, Rules},
     seal::{Damage, Identity, digest},
     staging::{Staging, is_free},
+    temporary::TemporaryStore,
     verify::Verification,
-};
-use self::{
-    error::{read_error, write_error},
-    seal::{SEAL, Seal, seal_files},
 };
 
 /// The file that tells what an image is.
@@ -118,6 +127,20 @@ impl Image {
             .first()
             .map_or(self.digest.short(), String::as_str)
     }
+
+    /// Makes a folder to prepare something in that is of this image: in memory if that is where it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn stage(&self) -> Result<Staging, StoreError> {
+        stage_beside(&self.folder)
+    }
+}
+
+/// Makes a folder to prepare something in where this folder of an image is.
+fn stage_beside(folder: &Path) -> Result<Staging, StoreError> {
+    let root = folder.ancestors().nth(2).unwrap_or(folder);
+    Staging::new(&root.join("staging"))
 }
 
 /// A folder of images.
@@ -126,23 +149,10 @@ pub struct Store {
     root: PathBuf,
 }
 
-/// A store for images that nobody else needs; removed when dropped.
-pub struct TemporaryStore {
-    store: Store,
-    _staging: Staging,
-}
-
-impl std::ops::Deref for TemporaryStore {
-    type Target = Store;
-
-    fn deref(&self) -> &Store {
-        &self.store
-    }
-}
-
 /// The folders of a store.
-const FOLDERS: [&str; 8] = [
+const FOLDERS: [&str; 9] = [
     "images",
+    ENCRYPTED,
     "names",
     "staging",
     "instances",
@@ -176,6 +186,7 @@ impl Store {
         // An existing folder that the store was put in keeps its mode; the store's own do not.
         let store = Self { root };
         staging::sweep(&store.root.join("staging"));
+        store.sweep_memory();
         Ok(store)
     }
 
@@ -190,7 +201,9 @@ impl Store {
 
     /// Where CRIU's kernel data is cached.
     pub fn kerndat(&self) -> PathBuf {
-        self.root.join("kerndat")
+        let folder = self.root.join("kerndat");
+        // It is looked for in other mount namespaces, where a link leads elsewhere.
+        folder.canonicalize().unwrap_or(folder)
     }
 
     /// Makes a folder to prepare an image in.
@@ -199,22 +212,6 @@ impl Store {
     /// [`StoreError::Write`].
     pub fn stage(&self) -> Result<Staging, StoreError> {
         Staging::new(&self.root.join("staging"))
-    }
-
-    /// Makes a store within this one that ends with its guard.
-    ///
-    /// # Errors
-    /// [`StoreError::Write`] or [`StoreError::Open`].
-    pub fn temporary(&self) -> Result<TemporaryStore, StoreError> {
-        let staging = self.stage()?;
-        // Logs of failures are to be found when the rest is gone.
-        let logs = staging.work().join("logs");
-        std::os::unix::fs::symlink(self.root.join("logs"), &logs).map_err(write_error(&logs))?;
-        let store = Self::open(&staging.work())?;
-        Ok(TemporaryStore {
-            store,
-            _staging: staging,
-        })
     }
 
     /// Turns what was staged into an image and points a name to it.
@@ -342,15 +339,20 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn find(&self, wanted: Option<&str>) -> Result<Image, StoreError> {
+    pub fn pick(&self, wanted: Option<&str>) -> Result<Stored, StoreError> {
         let Some(wanted) = wanted else {
-            let newest = self
-                .list()?
-                .into_iter()
-                .max_by_key(|image| image.manifest.created_ms);
+            let newest = self.list()?.into_iter().max_by_key(Stored::created_ms);
             return newest.ok_or_else(|| StoreError::Empty(self.root.clone()));
         };
-        self.load(self.locate(wanted)?)
+        self.stored(&self.locate(wanted)?)
+    }
+
+    /// The same for an image that is not encrypted, or open.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn find(&self, wanted: Option<&str>) -> Result<Image, StoreError> {
+        self.pick(wanted)?.open()
     }
 
     /// The digest behind a name or the beginning of a digest; the image itself is not looked at.
@@ -388,16 +390,16 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+    pub fn list(&self) -> Result<Vec<Stored>, StoreError> {
         let load = |digest: Digest| {
-            let image = self.load(digest);
+            let image = self.stored(&digest);
             // One that is damaged must not hide the others, nor keep from removing it.
             image
                 .inspect_err(|error| tracing::warn!("{}", crate::doctor::chain(error)))
                 .ok()
         };
-        let mut images: Vec<Image> = self.digests()?.into_iter().filter_map(load).collect();
-        images.sort_by_key(|image| std::cmp::Reverse(image.manifest.created_ms));
+        let mut images: Vec<Stored> = self.digests()?.into_iter().filter_map(load).collect();
+        images.sort_by_key(|image| std::cmp::Reverse(image.created_ms()));
         Ok(images)
     }
 
@@ -411,8 +413,15 @@ impl Store {
             let path = self.root.join("names").join(name);
             fs::remove_file(&path).map_err(write_error(&path))?;
         }
+        let encrypted = self.folder_of_encrypted(digest);
+        let folder = match encrypted.is_dir() {
+            true => {
+                self.close(digest)?;
+                encrypted
+            }
+            false => self.folder_of(digest),
+        };
         // Out of the images first, so that no half-removed image is ever seen.
-        let folder = self.folder_of(digest);
         let aside = self.stage()?;
         let target = aside.image().join("removed");
         fs::rename(&folder, &target).map_err(write_error(&folder))?;
@@ -445,14 +454,17 @@ impl Store {
     /// Reads what an image is.
     ///
     /// # Errors
-    /// [`StoreError::Read`], [`StoreError::BadManifest`] or [`StoreError::OtherSchema`].
+    /// As of [`Store::stored`], or [`StoreError::Closed`].
     pub fn load(&self, digest: Digest) -> Result<Image, StoreError> {
-        let folder = self.folder_of(&digest);
+        self.stored(&digest)?.open()
+    }
+
+    fn load_plain(&self, digest: &Digest, folder: PathBuf) -> Result<Image, StoreError> {
         let path = folder.join(MANIFEST);
         let bytes = fs::read(&path).map_err(read_error(&path))?;
         Ok(Image {
-            names: self.names_of(&digest),
-            digest,
+            names: self.names_of(digest),
+            digest: digest.clone(),
             manifest: parse_manifest(&path, &bytes)?,
             folder,
         })
@@ -463,10 +475,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`].
     pub fn digests(&self) -> Result<Vec<Digest>, StoreError> {
-        let path = self.root.join("images");
-        let entries = fs::read_dir(&path).map_err(read_error(&path))?;
-        let name = |entry: fs::DirEntry| entry.file_name().into_string().ok();
-        let mut digests: Vec<_> = entries.flatten().filter_map(name).map(Digest).collect();
+        let mut digests = Vec::new();
+        for folder in ["images", ENCRYPTED] {
+            let path = self.root.join(folder);
+            let entries = fs::read_dir(&path).map_err(read_error(&path))?;
+            let name = |entry: fs::DirEntry| entry.file_name().into_string().ok();
+            digests.extend(entries.flatten().filter_map(name).map(Digest));
+        }
         digests.sort();
         Ok(digests)
     }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, os::unix::fs::DirBuilderExt as _, path::Pat
 
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, Image, Staging, Store, StoreError, read_error, sync_folder, write_error};
+use super::{Identity, Image, Staging, StoreError, read_error, sync_folder, write_error};
 use crate::private;
 
 /// The files that were read.
@@ -122,20 +122,18 @@ impl Image {
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default()
     }
-}
 
-impl Store {
     /// Remembers files that are others with the same content.
     ///
     /// # Errors
     /// [`StoreError::Write`].
-    pub fn remember(&self, image: &Image, known: &Known) -> Result<(), StoreError> {
+    pub fn remember(&self, known: &Known) -> Result<(), StoreError> {
         let staging = self.stage()?;
         let aside = staging.work().join(KNOWN);
         let bytes = serde_json::to_vec(known).map_err(|error| write_error(&aside)(error.into()))?;
         private::write(&aside, &bytes).map_err(write_error(&aside))?;
-        let path = image.folder.join(KNOWN);
+        let path = self.folder.join(KNOWN);
         fs::rename(&aside, &path).map_err(write_error(&path))?;
-        sync_folder(&image.folder)
+        sync_folder(&self.folder)
     }
 }

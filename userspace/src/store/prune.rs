@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Image;
+use super::Stored;
 
 /// Which images are to go. What a rule keeps, no other removes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,7 +21,7 @@ pub struct Rules {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Choice<'a> {
     /// Oldest first.
-    pub removed: Vec<&'a Image>,
+    pub removed: Vec<&'a Stored>,
     /// What remains, in bytes.
     pub rest_bytes: u64,
 }
@@ -30,32 +30,29 @@ impl Rules {
     /// Chooses among images, which are given newest first. None goes that is in use.
     pub fn choose<'a>(
         &self,
-        images: &'a [Image],
-        is_used: impl Fn(&Image) -> bool,
+        images: &'a [Stored],
+        is_used: impl Fn(&Stored) -> bool,
         now_ms: u64,
     ) -> Choice<'a> {
-        let is_old = |image: &Image, limit: Duration| {
-            let age = now_ms.saturating_sub(image.manifest.created_ms);
+        let is_old = |image: &Stored, limit: Duration| {
+            let age = now_ms.saturating_sub(image.created_ms());
             Duration::from_millis(age) > limit
         };
         let has_other = self.older_than.is_some() || self.max_bytes.is_some();
         let mut choice = Choice {
             removed: vec![],
-            rest_bytes: images
-                .iter()
-                .map(|image| image.manifest.image_bytes())
-                .sum(),
+            rest_bytes: images.iter().map(Stored::bytes).sum(),
         };
         let candidates = images.iter().skip(self.keep.unwrap_or(0));
-        let candidates: Vec<&Image> = candidates
-            .filter(|image| (self.named || image.names.is_empty()) && !is_used(image))
+        let candidates: Vec<&Stored> = candidates
+            .filter(|image| (self.named || image.names().is_empty()) && !is_used(image))
             .rev()
             .collect();
         for image in candidates {
             let is_too_old = self.older_than.is_some_and(|limit| is_old(image, limit));
             let is_too_much = self.max_bytes.is_some_and(|most| choice.rest_bytes > most);
             if is_too_old || is_too_much || !has_other {
-                choice.rest_bytes -= image.manifest.image_bytes();
+                choice.rest_bytes -= image.bytes();
                 choice.removed.push(image);
             }
         }
@@ -66,10 +63,10 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Digest, ImageFile, sample};
+    use crate::store::{Digest, Image, ImageFile, sample};
 
     /// Images of 10 bytes each, one made per second, newest first; `-` for one without a name.
-    fn images(names: &[&str]) -> Vec<Image> {
+    fn images(names: &[&str]) -> Vec<Stored> {
         let image = |(number, name): (usize, &&str)| {
             let mut manifest = sample(1000 * (names.len() - number) as u64);
             manifest.files = vec![ImageFile {
@@ -78,7 +75,7 @@ mod tests {
                 blake3: String::new(),
                 link: None,
             }];
-            Image {
+            Stored::Plain(Box::new(Image {
                 digest: Digest::of(&number.to_le_bytes()),
                 names: if *name == "-" {
                     vec![]
@@ -87,7 +84,7 @@ mod tests {
                 },
                 manifest,
                 folder: "/nowhere".into(),
-            }
+            }))
         };
         names.iter().enumerate().map(image).collect()
     }
@@ -95,9 +92,9 @@ mod tests {
     /// The places of the removed images, and what remains.
     fn choose(rules: Rules, names: &[&str]) -> (Vec<usize>, u64) {
         let images = images(names);
-        let is_used = |image: &Image| image.names.first().is_some_and(|name| name == "used");
+        let is_used = |image: &Stored| image.label() == "used";
         let choice = rules.choose(&images, is_used, 1000 * names.len() as u64 + 1000);
-        let place = |image: &&Image| images.iter().position(|other| other == *image).unwrap();
+        let place = |image: &&Stored| images.iter().position(|other| other == *image).unwrap();
         (
             choice.removed.iter().map(place).collect(),
             choice.rest_bytes,

@@ -379,7 +379,7 @@ fn removing_an_image_removes_its_names_and_nothing_else() {
         .list()
         .unwrap()
         .into_iter()
-        .map(|image| image.digest)
+        .map(|image| image.digest().clone())
         .collect();
     assert_eq!(left, [kept.digest]);
     assert!(matches!(

@@ -8,10 +8,11 @@ use std::{
 
 use super::{
     Digest, ImageFile, MANIFEST, Manifest, Store, StoreError,
+    encrypted::{CIPHERTEXT, HEADER},
     outside::KNOWN,
     parse_manifest,
     seal::{self, Damage, Identity, SEAL, Seal},
-    sync_folder, write_error,
+    stage_beside, sync_folder, write_error,
 };
 use crate::edit;
 
@@ -29,6 +30,8 @@ pub struct Verification {
     pub unknown: Vec<String>,
     /// The content is what it was, but in other files than were stored: those are now the image's.
     pub resealed: bool,
+    /// It is encrypted and not open: only what is encrypted was compared.
+    pub closed: bool,
 }
 
 impl Verification {
@@ -44,7 +47,44 @@ impl Store {
     /// # Errors
     /// [`StoreError::Read`] or [`StoreError::Write`]. That the image is damaged is no error.
     pub fn verify(&self, digest: &Digest) -> Result<Verification, StoreError> {
-        let folder = self.folder_of(digest);
+        match self.encrypted(digest) {
+            Ok(None) => self.verify_files(digest, &self.folder_of(digest)),
+            Ok(Some(encrypted)) => {
+                let mut verification = match encrypted.opened {
+                    None => self.closed(digest),
+                    Some(_) => self.verify_files(digest, &self.folder_in_memory(digest))?,
+                };
+                let damage = encrypted.damage();
+                let faults = damage.map(|damage| (CIPHERTEXT.to_owned(), damage));
+                verification.faults.extend(faults);
+                Ok(verification)
+            }
+            Err(error) => {
+                let mut verification = self.closed(digest);
+                let reason = crate::doctor::chain(&error);
+                let fault = (HEADER.to_owned(), Damage::Invalid { reason });
+                verification.faults.push(fault);
+                Ok(verification)
+            }
+        }
+    }
+
+    /// What is known of a closed image before it is looked at.
+    fn closed(&self, digest: &Digest) -> Verification {
+        let path = self.folder_of_encrypted(digest).join(CIPHERTEXT);
+        Verification {
+            digest: digest.clone(),
+            names: self.names_of(digest),
+            files: 1,
+            bytes: path.metadata().map_or(0, |found| found.len()),
+            faults: vec![],
+            unknown: vec![],
+            resealed: false,
+            closed: true,
+        }
+    }
+
+    fn verify_files(&self, digest: &Digest, folder: &Path) -> Result<Verification, StoreError> {
         let mut verification = Verification {
             digest: digest.clone(),
             names: self.names_of(digest),
@@ -53,6 +93,7 @@ impl Store {
             faults: vec![],
             unknown: vec![],
             resealed: false,
+            closed: false,
         };
         let mut seal = Seal::default();
         let faults = &mut verification.faults;
@@ -97,27 +138,27 @@ impl Store {
         let names = manifest.files.iter().map(ImageFile::path);
         let own = [MANIFEST.into(), SEAL.into(), KNOWN.into()];
         let known: BTreeSet<PathBuf> = names.chain(own).map(|n| n.into_owned().into()).collect();
-        let found = seal::walk(&folder)?.into_iter();
+        let found = seal::walk(folder)?.into_iter();
         let unknown = found.filter(|(path, kind)| !kind.is_dir() && !known.contains(path));
         verification.unknown = unknown
             .map(|(path, _)| path.display().to_string())
             .collect();
         verification.unknown.sort();
-        if verification.is_whole() && Seal::read(&folder).ok().flatten().as_ref() != Some(&seal) {
-            self.reseal(&folder, &seal)?;
+        if verification.is_whole() && Seal::read(folder).ok().flatten().as_ref() != Some(&seal) {
+            reseal(folder, &seal)?;
             verification.resealed = true;
         }
         Ok(verification)
     }
+}
 
-    fn reseal(&self, folder: &Path, seal: &Seal) -> Result<(), StoreError> {
-        let staging = self.stage()?;
-        let aside = staging.work().join(SEAL);
-        seal.write(&aside)?;
-        let path = folder.join(SEAL);
-        fs::rename(&aside, &path).map_err(write_error(&path))?;
-        sync_folder(folder)
-    }
+fn reseal(folder: &Path, seal: &Seal) -> Result<(), StoreError> {
+    let staging = stage_beside(folder)?;
+    let aside = staging.work().join(SEAL);
+    seal.write(&aside)?;
+    let path = folder.join(SEAL);
+    fs::rename(&aside, &path).map_err(write_error(&path))?;
+    sync_folder(folder)
 }
 
 /// Compares a manifest with its digest; returns its identity from before, and the manifest as far as
