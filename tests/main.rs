@@ -26,6 +26,7 @@ mod pages;
 mod points;
 mod pools;
 mod profile;
+mod proxy;
 mod publish;
 mod run;
 mod secrets;

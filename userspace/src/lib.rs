@@ -17,6 +17,7 @@ pub mod bench;
 pub mod capture;
 pub mod diff;
 pub mod profile;
+pub mod proxy;
 pub mod restore;
 
 pub mod carry;

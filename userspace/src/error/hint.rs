@@ -15,6 +15,7 @@ use crate::{
     hook::HookError,
     instance::InstanceError,
     obstacle::{self, Obstacle, Obstacles},
+    proxy::ProxyError,
     requirements::RequirementError,
     restore::RestoreError,
     spawn::{CommandError, SpawnError},
@@ -38,6 +39,9 @@ impl Error {
                     .into()
             }
             Self::Program(error) => program_hint(error),
+            Self::Proxy(ProxyError::NoControl(_)) => {
+                "this is a part of `warmimg serve`, which starts it".into()
+            }
             Self::Store(error) | Self::Restore(RestoreError::Store(error)) => store_hint(error)?,
             Self::Archive(error) => archive_hint(error)?,
             Self::InUse { by, .. } if by.is_empty() => "try again in a moment".into(),

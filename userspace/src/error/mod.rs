@@ -13,6 +13,7 @@ use crate::{
     cgroup::CgroupError,
     criu::{CriuError, ProgramError},
     instance::InstanceError,
+    proxy::ProxyError,
     report::profile::json::ReadError,
     requirements::RequirementError,
     restore::RestoreError,
@@ -51,6 +52,8 @@ pub enum Error {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Program(#[from] ProgramError),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     #[error(transparent)]
     Bench(#[from] BenchError),
     /// Of `capture --at auto`.
