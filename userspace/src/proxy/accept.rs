@@ -132,12 +132,20 @@ fn address(peer: &SocketAddrAny) -> Option<SocketAddr> {
 /// What a worker's thread does: serves all connections that it is given, until there are no more to come.
 pub async fn serve(worker: Arc<Worker>, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
     while let Some(connection) = accepted.recv().await {
-        let worker = worker.clone();
+        let counted = Counted(worker.clone());
         tokio::spawn(async move {
             // A client that does not keep to the protocol, or is gone, is told nothing more.
-            let _ = serve_one(&worker, connection).await;
-            worker.connections.fetch_sub(1, Relaxed);
+            let _ = serve_one(&counted.0, connection).await;
         });
+    }
+}
+
+/// A connection among those of its worker, as long as it lasts.
+struct Counted(Arc<Worker>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
     }
 }
 

@@ -94,7 +94,7 @@ pub async fn run(control: OwnedFd) -> Result<(), ProxyError> {
                     control.send(&Notice::Stats(Box::new(proxy.stats())), &[]).await?;
                 }
             },
-            () = proxy.stepped.notified() => {
+            () = proxy.is_to_tell() => {
                 for notice in proxy.steps() {
                     control.send(&notice, &[]).await?;
                 }
@@ -121,6 +121,8 @@ struct Proxy {
     stepped: Arc<Notify>,
     /// What the gateway was last told of each site, and when.
     told: HashMap<String, (u64, Instant)>,
+    /// When it is to be told more.
+    due: Option<Instant>,
 }
 
 impl Proxy {
@@ -147,6 +149,7 @@ impl Proxy {
             log: None,
             stepped: Arc::new(Notify::new()),
             told: HashMap::new(),
+            due: None,
         })
     }
 
@@ -281,11 +284,13 @@ impl Proxy {
             .max(1);
         let wanted = wanted.min(Semaphore::MAX_PERMITS);
         match wanted.checked_sub(self.most_places) {
-            Some(more) => self.places.add_permits(more),
-            // Those that are taken are not given back: that is for later plans to mend.
-            None => drop(self.places.forget_permits(self.most_places - wanted)),
+            Some(more) => {
+                self.places.add_permits(more);
+                self.most_places = wanted;
+            }
+            // Those that are taken stay; the next plan may find them free.
+            None => self.most_places -= self.places.forget_permits(self.most_places - wanted),
         }
-        self.most_places = wanted;
     }
 
     fn set_state(&self, site: String, state: State) {
@@ -311,28 +316,43 @@ impl Proxy {
         }
     }
 
+    /// Waits until sites have passed a step that the gateway may be told of.
+    async fn is_to_tell(&self) {
+        let due = async {
+            match self.due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.stepped.notified() => {}
+            () = due => {}
+        }
+    }
+
     /// What is to be told of sites that have passed a step; of those that were told of just now, later.
     fn steps(&mut self) -> Vec<Notice> {
         let interval = Duration::from_millis(REPORT_INTERVAL_MS);
+        let now = Instant::now();
+        self.due = None;
         let mut notices = Vec::new();
         for (name, site) in &self.sites {
             if !site.live.has_stepped.load(Relaxed) {
                 continue;
             }
             let told = self.told.get(name).copied();
-            if let Some(left) = told.and_then(|(_, at)| interval.checked_sub(at.elapsed())) {
-                let stepped = self.stepped.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(left).await;
-                    stepped.notify_one();
-                });
+            if let Some(later) = told
+                .map(|(_, at)| at + interval)
+                .filter(|later| *later > now)
+            {
+                self.due = Some(self.due.map_or(later, |due| due.min(later)));
                 continue;
             }
             site.live.has_stepped.store(false, Relaxed);
             let requests = site.live.in_flight.load(Relaxed);
             let step = site.step(requests);
             if told.map_or(0, |(step, _)| step) != step {
-                self.told.insert(name.clone(), (step, Instant::now()));
+                self.told.insert(name.clone(), (step, now));
                 let site = name.clone();
                 notices.push(Notice::InFlight { site, requests });
             }

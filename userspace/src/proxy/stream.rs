@@ -48,6 +48,11 @@ impl<R: AsyncRead + Unpin> Source<R> {
         self.end - self.start == self.buffer.len()
     }
 
+    /// How many bytes there is room for, in all.
+    pub fn size(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Takes bytes that are there.
     pub fn take(&mut self, len: usize) {
         self.start += len;

@@ -198,9 +198,10 @@ pub async fn ask(
     asker: Asker,
 ) -> Result<Connection, AskError> {
     let deadline = Instant::now() + site.first_byte_timeout();
-    for attempt in 1.. {
-        let kept = take_kept(site, asker.worker);
-        let mut connection = match kept {
+    for attempt in 1..=MOST_TRIES {
+        // Where one kept connection has ended, the others most likely have.
+        let kept = (attempt == 1).then(|| take_kept(site, asker.worker));
+        let mut connection = match kept.flatten() {
             Some(kept) => kept,
             None => connect(site, deadline, asker.buffer).await?,
         };
@@ -212,7 +213,7 @@ pub async fn ask(
         };
         // An old connection that ends under a request has most likely not seen it.
         let may_repeat = !was_read || (connection.is_used && request.is_idempotent);
-        if !may_repeat || attempt == MOST_TRIES {
+        if !may_repeat {
             break;
         }
     }

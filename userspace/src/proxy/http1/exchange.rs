@@ -8,11 +8,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::Instant,
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -56,6 +57,7 @@ pub struct Asked {
     pub is_1_1: bool,
     pub keep_alive: bool,
     pub upgrades: bool,
+    expects: bool,
     body: Framing,
     is_idempotent: bool,
 }
@@ -65,7 +67,7 @@ struct Ready {
     site: Arc<Site>,
     record: Record,
     asked: Asked,
-    /// Its head as the site gets it, and its body, if that was there as a whole.
+    /// Its head as the site gets it, and its body, if that is there as a whole.
     bytes: Vec<u8>,
     /// What comes of the body yet.
     rest: Framing,
@@ -79,8 +81,11 @@ where
     /// Serves the request whose head is the first bytes of the source.
     pub async fn run(mut self, head: usize) -> Next {
         match self.prepare(head) {
-            Ok(ready) if ready.rest == Framing::None => self.ask_whole(ready).await,
-            Ok(ready) => self.ask_in_parts(ready).await,
+            Ok(mut ready) => match self.gather(&mut ready).await {
+                Ok(()) if ready.rest == Framing::None => self.ask_whole(ready).await,
+                Ok(()) => self.ask_in_parts(ready).await,
+                Err(next) => next,
+            },
             Err(next) => match self.flush().await {
                 Ok(()) => next,
                 Err(_) => Next::Close,
@@ -115,6 +120,7 @@ where
             is_1_1: request.is_1_1,
             keep_alive: request.keep_alive && !self.client.is_stopping(),
             upgrades: request.upgrade.is_some(),
+            expects: request.expects,
             body: request.body,
             is_idempotent: is_idempotent(method),
         };
@@ -148,28 +154,42 @@ where
             request_id: record.id,
         }
         .write(&mut bytes);
-        let expects = request.expects;
         self.source.take(head);
-        let mut rest = asked.body;
-        if let Framing::Length(length) = rest
-            && !expects
-            && let Some(body) = usize::try_from(length)
-                .ok()
-                .and_then(|len| self.source.bytes().get(..len))
-        {
-            bytes.extend_from_slice(body);
-            record.count_in(body.len());
-            let len = body.len();
-            self.source.take(len);
-            rest = Framing::None;
-        }
         Ok(Ready {
             site,
             record,
             asked,
             bytes,
-            rest,
+            rest: asked.body,
         })
+    }
+
+    /// Waits for a body that there is room for, so that the request can be sent as a whole: many clients
+    /// send it by itself.
+    async fn gather(&mut self, ready: &mut Ready) -> Result<(), Next> {
+        let Framing::Length(length) = ready.rest else {
+            return Ok(());
+        };
+        let room = self.source.size();
+        let Some(len) = usize::try_from(length).ok().filter(|&len| len <= room) else {
+            return Ok(());
+        };
+        if ready.asked.expects {
+            return Ok(());
+        }
+        let stall = milliseconds(self.active.limits.stall_ms);
+        while self.source.bytes().len() < len {
+            match timeout(stall, self.source.read()).await {
+                Ok(Ok(1..)) => {}
+                Ok(_) => return Err(Next::Close),
+                Err(_) => return Err(self.refuse(Own::new(408), ready).await),
+            }
+        }
+        ready.bytes.extend_from_slice(&self.source.bytes()[..len]);
+        ready.record.count_in(len);
+        self.source.take(len);
+        ready.rest = Framing::None;
+        Ok(())
     }
 
     /// Has an answer of the proxy's own written.
@@ -232,9 +252,9 @@ where
     /// Sends a request whose body is still on its way, while the answer may already come. It can be sent
     /// only once, and so never on a connection that may have ended.
     async fn ask_in_parts(&mut self, ready: Ready) -> Next {
-        let timeout = ready.site.first_byte_timeout();
+        let limit = ready.site.first_byte_timeout();
         let buffer = self.active.limits.head_bytes;
-        let connected = upstream::connect(&ready.site, Instant::now() + timeout, buffer).await;
+        let connected = upstream::connect(&ready.site, Instant::now() + limit, buffer).await;
         let mut connection = match connected {
             Ok(connection) => connection,
             Err(error) => return self.fail(&error, &ready, false).await,
@@ -263,10 +283,10 @@ where
         connection: &mut Connection,
         is_sent: &AtomicBool,
     ) -> Result<Result<Relayed, RelayError>, Ended> {
-        let timeout = ready.site.first_byte_timeout();
+        let limit = ready.site.first_byte_timeout();
         let patience = Patience {
             read: Some(milliseconds(self.active.limits.stall_ms)),
-            write: timeout,
+            write: limit,
         };
         let relay = self.relay(ready);
         let (source, sink) = (&mut *self.source, &mut connection.sink);
@@ -274,7 +294,7 @@ where
             let as_chunks = ready.rest == Framing::Chunked;
             let mut decoder = Decoder::new(ready.rest);
             // The head goes on its way before the body comes: the client may wait for leave to send it.
-            let sent = match sink.flush(timeout).await {
+            let sent = match sink.flush(limit).await {
                 Ok(()) => {
                     let count = |len| ready.record.count_in(len);
                     carry(source, &mut decoder, sink, as_chunks, patience, count).await
@@ -293,7 +313,7 @@ where
             }
             tokio::select! {
                 () = source.gone() => Ended::Gone,
-                () = late(&ready.record, timeout) => Ended::Late,
+                () = late(&ready.record, limit) => Ended::Late,
             }
         };
         tokio::select! {
@@ -364,8 +384,8 @@ enum Ended {
 }
 
 /// Waits until an answer should have begun, and for ever if it has.
-async fn late(record: &Record, timeout: std::time::Duration) {
-    tokio::time::sleep(timeout).await;
+async fn late(record: &Record, limit: Duration) {
+    sleep(limit).await;
     if record.has_first_byte() {
         std::future::pending().await
     }

@@ -249,7 +249,8 @@ impl<'b> Facts<'b> {
                     }
                 }
                 Field::ContentLength => {
-                    if facts.length.replace(length(field.value)?).is_some() {
+                    let before = facts.length.replace(length(field.value)?);
+                    if before.is_some() {
                         return Err(Refusal::Malformed("two Content-Lengths"));
                     }
                 }
