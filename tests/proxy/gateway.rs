@@ -19,7 +19,7 @@ use warmimg::proxy::{
     plan::{Listener, Notice, Order, Plan, Route, Site, State, Stats, Upstream},
 };
 
-use crate::support::{Killed, LIMIT};
+use crate::support::{Killed, LIMIT, wait_until};
 
 /// A running proxy.
 pub struct Gateway {
@@ -133,6 +133,16 @@ impl Gateway {
                 return *stats;
             }
         }
+    }
+
+    /// Waits until so many requests are at a site.
+    pub fn wait_in_flight(&mut self, site: &str, requests: u64) {
+        wait_until("the requests in flight", || {
+            match self.stats().sites[site].in_flight {
+                seen if seen == requests => Ok(()),
+                other => Err(other.to_string()),
+            }
+        });
     }
 
     /// Closes the control socket.

@@ -80,6 +80,12 @@ impl Door {
         let current = entrance.clone();
         let task = tokio::spawn(async move {
             loop {
+                if places.available_permits() == 0 {
+                    // Who has nothing to ask makes room.
+                    workers
+                        .iter()
+                        .for_each(|worker| worker.crowded.notify_one());
+                }
                 // At the limit the rest waits in the kernel.
                 let Ok(place) = places.clone().acquire_owned().await else {
                     return;

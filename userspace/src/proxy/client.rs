@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     accept::Accepted,
@@ -39,6 +39,8 @@ pub struct Worker {
     active: Mutex<Arc<Active>>,
     pub connections: AtomicUsize,
     pub accepted: mpsc::UnboundedSender<Accepted>,
+    /// Ends the connection that has been without a request for longest.
+    pub crowded: Notify,
     next_id: AtomicU64,
 }
 
@@ -54,6 +56,7 @@ impl Worker {
             active: Mutex::new(active),
             connections: AtomicUsize::new(0),
             accepted,
+            crowded: Notify::new(),
             next_id: AtomicU64::new(seed),
         }
     }

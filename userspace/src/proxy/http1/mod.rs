@@ -119,6 +119,8 @@ async fn next_head<R: AsyncRead + Unpin>(
             biased;
             read = timeout_at(idle, source.read()) => read,
             () = client.stopped() => return Head::None,
+            // One that has not asked yet may be about to.
+            () = client.worker.crowded.notified(), if deadline.is_none() => return Head::None,
         };
         if !matches!(read, Ok(Ok(1..))) {
             return Head::None;
