@@ -279,15 +279,20 @@ fn a_drain_finishes_what_is_in_flight() {
         "{answer}"
     );
     assert_eq!(gateway.child.wait(), Some(0));
-    // One with a limit ends by it, and so does one whose gateway is gone.
-    let mut gateway =
-        Gateway::start_with(&[("a", site.upstream())], |plan| plan.limits.drain_ms = 100);
-    let mut busy = gateway.connect();
-    busy.send("GET /5000 HTTP/1.1\r\nHost: a\r\n\r\n");
-    gateway.wait_in_flight("a", 1);
-    gateway.hang_up();
-    assert_eq!(gateway.child.wait(), Some(0));
-    drop(busy);
+    // One whose gateway is gone ends as well, at its limit, and so does one that is sent a signal.
+    for hang_up in [true, false] {
+        let mut gateway = Gateway::start_with(&[("a", site.upstream())], |plan| {
+            plan.limits.drain_ms = 100;
+        });
+        let mut busy = gateway.connect();
+        busy.send("GET /5000 HTTP/1.1\r\nHost: a\r\n\r\n");
+        gateway.wait_in_flight("a", 1);
+        match hang_up {
+            true => gateway.hang_up(),
+            false => gateway.child.signal(nix::sys::signal::Signal::SIGTERM),
+        }
+        assert_eq!(gateway.child.wait(), Some(0));
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Order {
-    /// Listening sockets come along, one for each number; plans name them by it. At most
-    /// [`MOST_SOCKETS`] at a time.
+    /// Listening sockets come along, one for each number; plans name them by it, and it is never given
+    /// to another. At most [`MOST_SOCKETS`] at a time.
     Sockets { numbers: Vec<u32> },
     /// What to do from now on. What is the same as before goes on; listeners that are gone accept no
     /// more, and their connections end after the request that they are at.
@@ -26,7 +26,7 @@ pub enum Order {
     /// Asks for [`Notice::Stats`].
     Stats,
     /// Accept no more, finish what is in flight within this time, and exit. The end of the control
-    /// socket means the same, with [`Limits::drain_ms`].
+    /// socket means the same, and so do SIGTERM and SIGINT, with [`Limits::drain_ms`].
     Drain { limit_ms: u64 },
 }
 

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, Semaphore, mpsc},
+};
 use tokio_rustls::rustls::crypto::ring;
 
 use super::{
@@ -38,6 +41,8 @@ pub enum ProxyError {
     Control(#[from] ControlError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error("cannot heed signals")]
+    Signals(#[source] io::Error),
     #[error("there are no random numbers")]
     Random,
 }
@@ -70,8 +75,11 @@ pub async fn run(control: OwnedFd) -> Result<(), ProxyError> {
     privileges::drop_all().map_err(ProxyError::Privileges)?;
     let mut control = Control::new(control).map_err(ControlError::from)?;
     let mut proxy = Proxy::start()?;
+    let mut signals = Signals::new().map_err(ProxyError::Signals)?;
     let limit = loop {
         tokio::select! {
+            // A terminal or a service manager sends it to all processes: the gateway drains as well.
+            () = signals.next() => break milliseconds(proxy.plan.limits.drain_ms),
             order = control.receive() => match order? {
                 None => break milliseconds(proxy.plan.limits.drain_ms),
                 Some(Order::Drain { limit_ms }) => break milliseconds(limit_ms),
@@ -367,6 +375,28 @@ impl Proxy {
         self.doors.clear();
         while self.connections() > 0 && Instant::now() < deadline {
             tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// The signals that ask for the end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
 }
