@@ -28,6 +28,7 @@ mod points;
 mod pools;
 mod power;
 mod profile;
+mod proxy;
 mod publish;
 mod run;
 mod secrets;

@@ -1,8 +1,9 @@
 //! Restores at scale: `cargo xtask bench scale [--part NAME]… [--runs N] [--restore-option X]…`.
 //!
-//! Measures how restores do with large heaps, many copies, load, and a cold page cache. Each
-//! `--restore-option` is given to every `warmimg restore`, so that ways to restore can be
-//! compared: what was measured with other options before is kept beside. Results go to
+//! Measures how restores do with large heaps, many copies, load, and a cold page cache, and how the
+//! proxy does against another. Each `--restore-option` is given to every `warmimg restore`, so that
+//! ways to restore can be compared: what was measured with other options before is kept beside.
+//! Results go to
 //! `benches/results/scale.json`; `cargo xtask bench --document` writes BENCHMARKS.md from it.
 
 #![expect(clippy::unwrap_used, reason = "it fails by panicking")]
@@ -11,8 +12,15 @@ mod ask;
 mod cache;
 mod copies;
 mod crowd;
+#[path = "../../tests/proxy/gateway.rs"]
+#[expect(
+    dead_code,
+    reason = "shared with the integration tests, which use the rest"
+)]
+mod gateway;
 mod heap;
 mod memory;
+mod proxy;
 mod restores;
 mod results;
 #[path = "../../tests/support/mod.rs"]
@@ -34,11 +42,12 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// A part, how many runs it has unless told, and what measures it.
 type Part = (&'static str, usize, fn(&Bench, usize) -> Measured);
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("heap", 15, heap::measure),
     ("copies", 3, copies::measure),
     ("crowd", 5, crowd::measure),
     ("throughput", 5, throughput::measure),
+    ("proxy", 7, proxy::measure),
     ("cold-cache", 15, cache::measure),
 ];
 

@@ -120,10 +120,12 @@ fn load(server: &Server) -> String {
 /// The CPU time that all that runs in a workspace has used: other than the rate, it is not less
 /// for what else the machine does.
 fn cpu_seconds(workspace: &Workspace) -> f64 {
-    let ticks_of = |(pid, _): &(i32, String)| {
-        let stat = Process::new(*pid).and_then(|process| process.stat());
-        stat.map_or(0, |stat| stat.utime + stat.stime)
-    };
+    let ticks_of = |(pid, _): &(i32, String)| Process::new(*pid).map_or(0, ticks);
     let ticks: u64 = workspace.processes().iter().map(ticks_of).sum();
     ticks as f64 / procfs::ticks_per_second() as f64
+}
+
+/// The CPU time of a process so far, in ticks.
+pub fn ticks(process: Process) -> u64 {
+    process.stat().map_or(0, |stat| stat.utime + stat.stime)
 }

@@ -9,7 +9,7 @@ use std::{fmt::Write as _, path::Path};
 use results::Measurement;
 
 /// The parts, in the order of the document, each with what it is.
-const PARTS: [(&str, &str); 5] = [
+const PARTS: [(&str, &str); 6] = [
     (
         "heap",
         "The time from the start of `warmimg restore` to the first byte of the first response, for \
@@ -30,6 +30,12 @@ const PARTS: [(&str, &str); 5] = [
         "throughput",
         "`wrk --threads 1 --connections 16`, 5 s after 5 s to warm up, of a server that was started \
          cold and one that was restored, in turn. The CPU time is that of the server.",
+    ),
+    (
+        "proxy",
+        "`wrk --threads 1 --connections 32`, 5 s after 1 to warm up, through the proxy and through nginx's \
+         `proxy_pass` (a worker for each processor, 64 kept connections, the same fields added), in \
+         turn, to a site on the same machine. The CPU time is that of the proxy.",
     ),
     (
         "cold-cache",

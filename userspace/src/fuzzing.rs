@@ -14,6 +14,7 @@ use crate::{
     edit::image::{Image, Kind},
     guard, hook, listener, lock, memory,
     profile::{self, stacks},
+    proxy,
     report::profile::{Folded, Form, json},
     sock_diag, store, target, warmup, watch,
 };
@@ -22,16 +23,18 @@ use crate::{
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 18] = [
     ("archive", archive),
     ("arguments", arguments),
     ("bench-results", bench_results),
     ("btf", btf),
+    ("client-hello", client_hello),
     ("criu-edits", criu_edits),
     ("criu-image", criu_image),
     ("dns", dns),
     ("elf", elf),
     ("events", events),
+    ("http", http),
     ("kernel-files", kernel_files),
     ("manifest", manifest),
     ("perf-map", perf_map),
@@ -138,6 +141,61 @@ fn btf(input: &[u8]) {
     }
     let _ = btf.has_tracepoint("sched_process_fork");
     let _ = btf.names().count();
+}
+
+/// The first bytes of a connection; what is there does not change with what follows.
+fn client_hello(input: &[u8]) {
+    use proxy::hello::{Hello, parse};
+    let found = parse(input);
+    if let Hello::Whole(_) = found {
+        assert_eq!(parse(&[input, b"more"].concat()), found);
+    }
+}
+
+/// A request, an answer, and a body in chunks, which is written anew and read again.
+fn http(input: &[u8]) {
+    use proxy::http1::head;
+    let Ok(Some(len)) = head::Scan::default().find(input) else {
+        return;
+    };
+    let (head, rest) = input.split_at(len);
+    let mut fields = [std::mem::MaybeUninit::uninit(); head::MOST_FIELDS];
+    if let Ok(request) = head::Request::parse(head, &mut fields) {
+        let crosses = |text: &str| text.contains(['\r', '\n', '\0', ' ']);
+        assert!(!crosses(request.method) && !crosses(request.target));
+    }
+    let mut fields = [std::mem::MaybeUninit::uninit(); head::MOST_FIELDS];
+    let _ = head::Answer::parse(head, &mut fields, false);
+    if let Some((data, again)) = chunks(rest) {
+        assert_eq!(chunks(&again).map(|found| found.0), Some(data));
+    }
+}
+
+/// A body in chunks, and the same written anew.
+fn chunks(mut bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    use proxy::http1::{
+        body::{Decoder, Step, encode, encode_end},
+        head::Framing,
+    };
+    let mut decoder = Decoder::new(Framing::Chunked);
+    let (mut data, mut again) = (Vec::new(), Vec::new());
+    loop {
+        let len = match decoder.step(bytes).ok()? {
+            Step::Skip(len) => len,
+            Step::Data(len) => {
+                data.extend_from_slice(&bytes[..len]);
+                encode(&mut again, &bytes[..len], true);
+                len
+            }
+            Step::Trailers(len) => {
+                encode_end(&mut again, &bytes[..len]).ok()?;
+                len
+            }
+            Step::More => return None,
+            Step::Done => return Some((data, again)),
+        };
+        bytes = &bytes[len..];
+    }
 }
 
 /// The images that edits read, which an input of [`criu_edits`] names by their places.

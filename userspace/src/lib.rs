@@ -18,6 +18,7 @@ pub mod capture;
 pub mod diff;
 pub mod encryption;
 pub mod profile;
+pub mod proxy;
 pub mod restore;
 pub mod serve;
 

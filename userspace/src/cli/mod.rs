@@ -219,6 +219,9 @@ pub enum Command {
     /// A server that does nothing but answer, for the self-test of `doctor`
     #[command(name = "self-test-server", hide = true)]
     SelfTestServer,
+    /// The part of `serve` that faces the network; its control socket is descriptor 3
+    #[command(name = "proxy", hide = true)]
+    Proxy,
 }
 
 #[derive(Debug, Args)]

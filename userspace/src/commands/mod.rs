@@ -13,6 +13,7 @@ mod images;
 mod instances;
 mod limit;
 mod profile;
+mod proxy;
 mod rehearse;
 mod restore;
 mod run;
@@ -68,6 +69,7 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
         Command::Completions(arguments) => documents::completions(arguments),
         Command::Man(arguments) => documents::man(arguments),
         Command::SelfTestServer => doctor::serve(),
+        Command::Proxy => proxy::run().await,
     }
 }
 

@@ -190,9 +190,11 @@ impl Error {
                 _ => ExitCode::Failure,
             },
             Self::Import { .. } | Self::NoProfile { .. } => ExitCode::Usage,
-            Self::Instance(_) | Self::Runtime(_) | Self::Output(_) | Self::Export { .. } => {
-                ExitCode::Failure
-            }
+            Self::Instance(_)
+            | Self::Proxy(_)
+            | Self::Runtime(_)
+            | Self::Output(_)
+            | Self::Export { .. } => ExitCode::Failure,
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     hook::HookError,
     instance::InstanceError,
     obstacle::{self, Obstacle, Obstacles},
+    proxy::ProxyError,
     requirements::RequirementError,
     restore::RestoreError,
     serve::{ConfigError, GatewayError, admin::AdminError},
@@ -43,6 +44,9 @@ impl Error {
                     .into()
             }
             Self::Program(error) => program_hint(error),
+            Self::Proxy(ProxyError::NoControl(_)) => {
+                "this is a part of `warmimg serve`, which starts it".into()
+            }
             Self::Store(error) | Self::Restore(RestoreError::Store(error)) => store_hint(error)?,
             Self::Archive(error) => archive_hint(error)?,
             Self::Encryption(error) => encryption_hint(error)?,

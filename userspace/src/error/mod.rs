@@ -15,6 +15,7 @@ use crate::{
     criu::{CriuError, ProgramError},
     encryption::{EncryptionError, KeyError},
     instance::InstanceError,
+    proxy::ProxyError,
     report::profile::json::ReadError,
     requirements::RequirementError,
     restore::RestoreError,
@@ -71,6 +72,8 @@ pub enum Error {
     Gateway(#[from] GatewayError),
     #[error(transparent)]
     Admin(#[from] AdminError),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     #[error(transparent)]
     Bench(#[from] BenchError),
     /// Of `capture --at auto`.

@@ -1,5 +1,6 @@
 //! Prints: the only module that does. Results go to standard output, the rest to standard error.
 
+pub mod access;
 mod archives;
 mod bench;
 mod diff;

@@ -172,7 +172,8 @@ pub fn inherit(fd: RawFd) -> io::Result<()> {
 
 /// Borrows a descriptor number that is known to stay open for the life of the process.
 pub fn permanent(fd: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: used by init alone, for the numbers that `keep_only` placed and nobody closes.
+    // SAFETY: used by init, for the numbers that `keep_only` placed and nobody closes, and by the proxy
+    // for the one that it was started with.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 

@@ -1,0 +1,192 @@
+//! A site as the proxy knows it: where it is, whether it answers, what is in flight, and what was done.
+//! What is counted here outlives a reload.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    plan::{self, BUCKETS, SiteStats, State, bucket_us},
+    upstream::Pool,
+};
+
+/// A site with the settings of a plan.
+#[derive(Debug)]
+pub struct Site {
+    pub name: String,
+    pub settings: plan::Site,
+    pub live: Arc<Live>,
+}
+
+impl Site {
+    pub fn idle(&self) -> Duration {
+        Duration::from_millis(self.settings.idle_connection_ms)
+    }
+
+    pub fn first_byte_timeout(&self) -> Duration {
+        Duration::from_millis(self.settings.first_byte_timeout_ms)
+    }
+
+    /// Lets a request in.
+    ///
+    /// # Errors
+    /// In how many seconds it should be tried again, if it cannot be served now.
+    pub fn admit(self: &Arc<Self>, begun: Instant) -> Result<InFlight, u32> {
+        if let Some(seconds) = self.live.failed_for() {
+            return Err(seconds);
+        }
+        let waiting = self.live.waiting.fetch_add(1, Relaxed);
+        if waiting >= u64::from(self.settings.max_in_flight_waiting) {
+            self.live.waiting.fetch_sub(1, Relaxed);
+            return Err(1);
+        }
+        let before = self.live.in_flight.fetch_add(1, Relaxed);
+        self.note_step(before, before + 1);
+        Ok(InFlight {
+            site: self.clone(),
+            begun,
+            first_byte_us: AtomicU64::new(NONE),
+        })
+    }
+
+    /// The step that a number of requests in flight is at.
+    pub fn step(&self, requests: u64) -> u64 {
+        let size = self.settings.in_flight_step;
+        size.map_or(0, |size| requests / u64::from(size.get()))
+    }
+
+    fn note_step(&self, before: u64, after: u64) {
+        if self.step(before) != self.step(after) && !self.live.has_stepped.swap(true, Relaxed) {
+            self.live.stepped.notify_one();
+        }
+    }
+}
+
+/// What changes of a site.
+#[derive(Debug)]
+pub struct Live {
+    /// Connections without a request, for each worker.
+    pub pools: Box<[Mutex<Pool>]>,
+    pub in_flight: AtomicU64,
+    waiting: AtomicU64,
+    answers: [AtomicU64; 5],
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+    first_byte: [AtomicU64; BUCKETS],
+    failed_until: Mutex<Option<Instant>>,
+    has_failed: AtomicBool,
+    /// The requests in flight have passed a step that was not told of.
+    pub has_stepped: AtomicBool,
+    stepped: Arc<tokio::sync::Notify>,
+}
+
+impl Live {
+    /// `stepped` is notified when the requests in flight pass a step.
+    pub fn new(workers: usize, stepped: Arc<tokio::sync::Notify>) -> Self {
+        Self {
+            pools: (0..workers).map(|_| Mutex::default()).collect(),
+            in_flight: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            answers: Default::default(),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            first_byte: Default::default(),
+            failed_until: Mutex::new(None),
+            has_failed: AtomicBool::new(false),
+            has_stepped: AtomicBool::new(false),
+            stepped,
+        }
+    }
+
+    pub fn set(&self, state: State) {
+        let until = match state {
+            State::Ready => None,
+            State::Failed { retry_after_s } => {
+                Instant::now().checked_add(Duration::from_secs(retry_after_s.into()))
+            }
+        };
+        *self
+            .failed_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = until;
+        self.has_failed.store(until.is_some(), Relaxed);
+    }
+
+    /// For how many seconds more it does not come up; none if it may.
+    pub fn failed_for(&self) -> Option<u32> {
+        if !self.has_failed.load(Relaxed) {
+            return None;
+        }
+        let until = *self
+            .failed_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let left = until?.checked_duration_since(Instant::now())?;
+        Some(left.as_secs() as u32 + u32::from(left.subsec_nanos() > 0))
+    }
+
+    pub fn stats(&self) -> SiteStats {
+        SiteStats {
+            answers: self.answers.each_ref().map(|one| one.load(Relaxed)),
+            in_flight: self.in_flight.load(Relaxed),
+            waiting: self.waiting.load(Relaxed),
+            bytes_in: self.bytes_in.load(Relaxed),
+            bytes_out: self.bytes_out.load(Relaxed),
+            first_byte: self.first_byte.each_ref().map(|one| one.load(Relaxed)),
+        }
+    }
+
+    pub fn count_answer(&self, status: u16) {
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
+        self.answers[class].fetch_add(1, Relaxed);
+    }
+}
+
+const NONE: u64 = u64::MAX;
+
+/// A request, or a tunnel, as long as it lasts.
+#[derive(Debug)]
+pub struct InFlight {
+    site: Arc<Site>,
+    begun: Instant,
+    first_byte_us: AtomicU64,
+}
+
+impl InFlight {
+    /// The answer begins.
+    pub fn note_first_byte(&self) {
+        let time = self.begun.elapsed().as_micros() as u64;
+        let none_yet = self
+            .first_byte_us
+            .compare_exchange(NONE, time, Relaxed, Relaxed);
+        if none_yet.is_err() {
+            return;
+        }
+        self.site.live.waiting.fetch_sub(1, Relaxed);
+        let place = (0..BUCKETS - 1).find(|&place| time < bucket_us(place));
+        self.site.live.first_byte[place.unwrap_or(BUCKETS - 1)].fetch_add(1, Relaxed);
+    }
+
+    pub fn first_byte(&self) -> Option<Duration> {
+        let time = self.first_byte_us.load(Relaxed);
+        (time != NONE).then(|| Duration::from_micros(time))
+    }
+
+    pub fn site(&self) -> &Arc<Site> {
+        &self.site
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.first_byte().is_none() {
+            self.site.live.waiting.fetch_sub(1, Relaxed);
+        }
+        let before = self.site.live.in_flight.fetch_sub(1, Relaxed);
+        self.site.note_step(before, before - 1);
+    }
+}
