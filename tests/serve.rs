@@ -80,10 +80,19 @@ impl Served {
     /// Starts the gateway, and waits until it listens for that many sites.
     fn start_all(&mut self, site: &str, more: &str, sites: usize) {
         let path = self.configure(site, more);
+        self.start_with(&path, sites);
+    }
+
+    fn start_text(&mut self, text: &str, sites: usize) {
+        let path = self.workspace.write("serve.toml", text);
+        self.start_with(&path, sites);
+    }
+
+    fn start_with(&mut self, path: &str, sites: usize) {
         let mut log = fs::OpenOptions::new();
         let log = log.create(true).append(true).open(self.log()).unwrap();
         let before = self.events("listening").len();
-        let mut command = self.workspace.warmimg(["--json", "serve", "-c", &path]);
+        let mut command = self.workspace.warmimg(["--json", "serve", "-c", path]);
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.gateway = Some(Killed(command.spawn().unwrap()));
         self.wait_for("listening", before + sites);
@@ -333,7 +342,7 @@ fn a_configuration_is_read_again() {
 #[test]
 fn instances_come_and_go_with_the_load() {
     let mut served = Served::new();
-    served.start("max = 3\nconnections = 2\nstandby = 1\nidle = '200ms'");
+    served.start("max = 3\nconnections = 2\nidle = '200ms'");
     served.workspace.run(["wake", "site"]);
     let mut clients = vec![];
     for _ in 0..6 {
@@ -347,7 +356,6 @@ fn instances_come_and_go_with_the_load() {
         .map(|event| event["cause"].as_str().unwrap())
         .collect();
     assert_eq!(causes, ["asked", "load", "load"]);
-    assert_eq!(woken[0]["was_standing_by"], true);
     let top = served.workspace.run(["top"]);
     let row: Vec<&str> = top.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[..6], ["site", "awake", "6", "6", "3", "3"], "{top}");
@@ -360,10 +368,31 @@ fn instances_come_and_go_with_the_load() {
         ended.iter().any(|event| event["cause"] == "load"),
         "{ended:?}"
     );
-    let status = served.workspace.run(["top", "--json"]);
-    let status: Value = serde_json::from_str(&status).unwrap();
-    assert_eq!(status["serving"], Value::Array(vec![]));
-    assert_eq!(status["standing_by"].as_array().unwrap().len(), 1);
+    served.end();
+}
+
+#[test]
+fn an_instance_that_stands_by_goes_on() {
+    let mut served = Served::new();
+    served.start("standby = 1\nidle = '200ms'");
+    let stands_by = |served: &Served| {
+        wait_until("one to stand by", || {
+            let status = served.workspace.run(["top", "--json"]);
+            let status: Value = serde_json::from_str(&status).unwrap();
+            match status["standing_by"].as_array().unwrap().len() {
+                1 => Ok(()),
+                _ => Err(status.to_string()),
+            }
+        });
+    };
+    for round in 1..=2 {
+        stands_by(&served);
+        assert_eq!(served.ask(), "200 1");
+        let woken = served.wait_for("woken", round);
+        assert_eq!(woken[round - 1]["was_standing_by"], true);
+        served.wait_for("ended", round);
+    }
+    stands_by(&served);
     served.end();
 }
 
@@ -495,6 +524,83 @@ fn real_servers_are_handed_a_socket() {
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.wait(), Some(0));
     workspace.assert_clean();
+}
+
+/// Asks the proxy for a host; returns the whole answer.
+fn ask_host(port: u16, host: &str) -> String {
+    let mut stream = Client::connect(port).0;
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn sites_behind_one_port_are_woken_by_the_host_that_is_asked_for() {
+    let mut served = Served::new();
+    served.workspace.run([
+        "capture",
+        "--name",
+        "broken",
+        "--",
+        "/usr/bin/python3",
+        served.workspace.path().join("server.py").to_str().unwrap(),
+        &free_port().to_string(),
+    ]);
+    let (port, direct) = (served.port, free_port());
+    let text = format!(
+        "[site.site]\nidle = '300ms'\n[site.broken]\n[site.direct]\nimage = 'site'\nlisten = {direct}\n\
+         [proxy]\nlisten = ['127.0.0.1:{port}']\naccess-log = true\n\
+         [[proxy.route]]\nsite = 'site'\nhosts = ['site.test']\nhealth-path = '/up'\n\
+         [[proxy.route]]\nsite = 'broken'\nhosts = ['broken.test']\n"
+    );
+    served.start_text(&text, 3);
+    assert!(ask_host(port, "nobody.test").starts_with("HTTP/1.1 404"));
+    assert_eq!(served.events("woken").len(), 0);
+    for answer in ["1", "2"] {
+        let found = ask_host(port, "site.test");
+        assert!(
+            found.starts_with("HTTP/1.1 200") && found.ends_with(answer),
+            "{found}"
+        );
+    }
+    assert_eq!(served.events("woken").len(), 1);
+    served.wait_for("ended", 1);
+
+    // Its image does not come back: that is told at once, and when to ask again.
+    let inspected = served.workspace.run(["inspect", "--json", "broken"]);
+    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    let images = served.workspace.store().join("images");
+    let folder = images.join(inspected["digest"].as_str().unwrap());
+    fs::write(folder.join("criu/pages-1.img"), "").unwrap();
+    for _ in 0..3 {
+        let found = ask_host(port, "broken.test");
+        assert!(found.starts_with("HTTP/1.1 503"), "{found}");
+        assert!(
+            found.to_ascii_lowercase().contains("retry-after: "),
+            "{found}"
+        );
+    }
+
+    // The proxy is started again if it ends, and taken over by another gateway.
+    let processes = served.workspace.processes();
+    let is_proxy = |pid: &i32| {
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command == "warmimg\0proxy\0"
+    };
+    let mut proxies = processes.iter().map(|(pid, _)| *pid).filter(is_proxy);
+    let proxy = nix::unistd::Pid::from_raw(proxies.next().unwrap());
+    let status = fs::read_to_string(format!("/proc/{proxy}/status")).unwrap();
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    nix::sys::signal::kill(proxy, Signal::SIGKILL).unwrap();
+    assert!(ask_host(port, "site.test").ends_with('1'));
+    assert_eq!(served.leave(Signal::SIGKILL), None);
+    let waiting = thread::spawn(move || ask_host(port, "site.test"));
+    served.start_text(&text, 3);
+    assert!(waiting.join().unwrap().starts_with("HTTP/1.1 200"));
+    assert_eq!(ask::get(direct, "/").unwrap(), "200 1");
+    served.end();
 }
 
 #[test]

@@ -22,6 +22,23 @@ pub const AFTER_HELP: &str = r#"The file has a table for each site:
   max = 4                  # how many instances it may have [default: 1]
   connections = 100        # from how many each on there is to be another one [default: any]
 
+Sites behind one port need a proxy, which speaks HTTP/1.1, HTTP/2 and TLS:
+
+  [proxy]
+  listen = ["0.0.0.0:80"]
+  listen-tls = ["0.0.0.0:443"]
+  certificates = [{ certificate = "/etc/tls/shop.pem", key = "/etc/tls/shop.key" }]
+  access-log = true        # a line of JSON for each request [default: false]
+  timeout = "60s"          # how long a site may take to answer [default: 60s]
+
+  [[proxy.route]]
+  site = "shop"            # needs no listen then
+  hosts = ["shop.example", "*.shop.example"]  # [default: any]
+  path = "/"               # and all below it [default: /]
+  health-path = "/healthz" # answered by the proxy, which wakes nobody
+  health-peers = ["10.0.0.0/8"]  # whatever they ask is answered so
+  pass-through = false     # TLS of these hosts is forwarded as it is
+
 SIGTERM and SIGINT end the gateway and its instances, SIGUSR2 the gateway alone: another one takes over
 its sockets and instances. SIGHUP has it read the configuration again."#;
 

@@ -16,7 +16,7 @@ use crate::{
     instance::InstanceError,
     obstacle,
     restore::RestoreError,
-    serve::{GatewayError, admin::AdminError},
+    serve::{FrontError, GatewayError, admin::AdminError},
     spawn::{CommandError, SpawnError, Step},
     store::StoreError,
     warmup::WarmupError,
@@ -295,6 +295,9 @@ fn gateway_code(error: &GatewayError) -> ExitCode {
         GatewayError::Image { source, .. } => store_code(source),
         GatewayError::NoListener { .. }
         | GatewayError::OtherKind { .. }
+        | GatewayError::NoPlace { .. }
+        | GatewayError::Certificate { .. }
+        | GatewayError::Front(FrontError::Refused(_))
         | GatewayError::Clash { .. } => ExitCode::Usage,
         GatewayError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
             ExitCode::PortTaken
@@ -304,6 +307,7 @@ fn gateway_code(error: &GatewayError) -> ExitCode {
         GatewayError::Folder { .. } => ExitCode::StoreUnusable,
         GatewayError::Listen { .. }
         | GatewayError::Keeper(_)
+        | GatewayError::Front(_)
         | GatewayError::Watch(_)
         | GatewayError::Instance(_) => ExitCode::Failure,
     }

@@ -23,6 +23,7 @@ use crate::{
     freeze::{self, FreezeError},
     instance::Running,
     listener::{self, Listener},
+    proxy::plan::State,
     restore::{self, Handed, RestoreError},
     tree::{self, HostPid},
     watch::connections::{Bounds, Connections},
@@ -86,6 +87,11 @@ impl Fleet {
         self.shared.tell(&self.name, what);
     }
 
+    /// Lets the proxy know how the site is.
+    pub fn set_state(&self, state: State) {
+        self.shared.set_state(&self.name, state);
+    }
+
     /// Goes on with an instance that was brought up by another gateway.
     pub fn adopt(&mut self, running: Running) {
         self.tell(What::Adopted {
@@ -141,14 +147,21 @@ impl Fleet {
     /// Those of a restore.
     pub async fn stand_by(&mut self) -> Result<(), Error> {
         while self.standing_by.len() < self.config.standby as usize {
+            let begun = Instant::now();
             let running = self.restore().await?;
-            // It may have accepted a connection meanwhile.
             if self.stand_still(&running).await.unwrap_or(false) {
                 self.standing_by.push(running);
-            } else {
-                go_on(&running);
-                self.serving.push(running);
+                continue;
             }
+            // It has accepted a connection before it could be stopped.
+            go_on(&running);
+            self.tell(What::Woken {
+                instance: running.record().id.clone(),
+                cause: Cause::Connection,
+                was_standing_by: false,
+                took: begun.elapsed(),
+            });
+            self.serving.push(running);
         }
         Ok(())
     }

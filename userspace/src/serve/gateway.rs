@@ -3,8 +3,8 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs, io,
-    os::fd::OwnedFd,
+    fs, io, mem,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
@@ -12,16 +12,17 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::{
-    sync::mpsc::{UnboundedSender, unbounded_channel},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::JoinHandle,
 };
 
 use super::{
     admin::{self, Admin},
-    config::{self, Config},
+    config::{self, Config, Proxy},
     fleet::Fleet,
+    front::{Front, FrontError},
     journal::{Event, What},
-    keeper::Keeper,
+    keeper::{Keeper, Kept},
     site::{Order, Site},
     socket::Socket,
 };
@@ -33,6 +34,7 @@ use crate::{
     instance::{self, Instance, InstanceError, Running, State},
     listener::{Listener, Publish, Wanted, choose},
     private,
+    proxy::plan::{Plan, State as SiteState},
     store::{Store, StoreError},
     sys::bpf,
     watch::{
@@ -58,6 +60,12 @@ pub enum GatewayError {
         old: Listener,
         new: Wanted,
     },
+    #[error("the image of {site} listens on {old}, so that it needs a place of its own")]
+    NoPlace { site: String, old: Listener },
+    #[error("cannot read {}", .path.display())]
+    Certificate { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Front(#[from] FrontError),
     #[error("{first} and {second} both listen on {listener}")]
     Clash {
         first: String,
@@ -84,11 +92,26 @@ pub enum GatewayError {
     Instance(#[from] InstanceError),
 }
 
+/// What the proxy is called beside the names of sites.
+const PROXY: &str = "proxy";
+
+/// The proxy's own listening sockets.
+const DOOR: SocketTraits = SocketTraits {
+    nonblocking: true,
+    backlog: 4096,
+    keepalive: None,
+    nodelay: true,
+};
+
+/// How long after its end the proxy is started again.
+const FRONT_PAUSE: Duration = Duration::from_millis(200);
+
 /// What all sites need.
 pub struct Shared {
     pub store: Store,
     pub criu: Program,
     counter: RefCell<Counter>,
+    states: UnboundedSender<(String, SiteState)>,
     journal: Box<dyn Fn(&Event)>,
     /// The same moment by both clocks.
     began: (Instant, u64),
@@ -101,6 +124,11 @@ impl Shared {
             site: site.to_owned(),
             what,
         });
+    }
+
+    /// Lets the proxy know how a site is.
+    pub fn set_state(&self, site: &str, state: SiteState) {
+        let _ = self.states.send((site.to_owned(), state));
     }
 
     /// The connections of a listener. If bounds are given, the kernel tells once when they leave them.
@@ -155,7 +183,7 @@ impl Handle {
     async fn leave(self, shared: &Shared, keep: bool) {
         let _ = self.orders.send(Order::Leave { keep });
         let _ = self.task.await;
-        if let (Listener::Tcp { address }, Some(number)) = (&self.place.new, self.number)
+        if let (Listener::Tcp { address }, Some(number)) = (&self.socket.listener, self.number)
             && let Err(error) = shared.counter.borrow_mut().forget(*address, number)
         {
             tracing::debug!("{}", chain(&error));
@@ -169,7 +197,12 @@ pub struct Gateway {
     told: Told,
     sites: BTreeMap<String, Handle>,
     keeper: Option<Keeper>,
+    /// The proxy, if there is one, its listening sockets, and what it was told last.
+    front: Option<Front>,
+    doors: Vec<Rc<Socket>>,
+    plan: Plan,
     admin: Admin,
+    states: UnboundedReceiver<(String, SiteState)>,
     folder: PathBuf,
     /// Only one gateway serves from a store.
     _lock: fs::File,
@@ -199,9 +232,11 @@ impl Gateway {
         if let Err(error) = bpf::keep_maps_from_children() {
             tracing::debug!("forks copy the ring: {error}");
         }
+        let (states_sender, states) = unbounded_channel();
         let shared = Rc::new(Shared {
             store,
             criu,
+            states: states_sender,
             counter: RefCell::new(counter),
             journal,
             began: (Instant::now(), Clocks::now().monotonic_ns),
@@ -211,7 +246,11 @@ impl Gateway {
             told,
             sites: BTreeMap::new(),
             keeper: None,
+            front: None,
+            doors: vec![],
+            plan: Plan::default(),
             admin,
+            states,
             folder,
             _lock: lock,
         };
@@ -241,48 +280,40 @@ impl Gateway {
         &mut self,
         config: &Config,
         places: BTreeMap<String, Place>,
-        mut kept: Vec<(Listener, OwnedFd)>,
+        mut kept: Vec<Kept>,
     ) -> Result<(), GatewayError> {
         // First what can fail.
         let mut sockets = BTreeMap::new();
         for (name, place) in &places {
             let goes_on = |site: &Handle| site.place == *place;
-            if self.sites.get(name).is_some_and(goes_on) {
-                continue;
+            if !self.sites.get(name).is_some_and(goes_on) {
+                let socket = self.socket(name, &place.new, &place.traits, &mut kept)?;
+                sockets.insert(name.clone(), socket);
             }
-            let fail = |source| GatewayError::Listen {
-                site: name.clone(),
-                listener: place.new.clone(),
-                source,
-            };
-            // Of another site that is to give it up, or of a gateway that is gone.
-            let held = self.sites.values().find(|site| site.place.new == place.new);
-            let is_kept = kept.iter().position(|(listener, _)| *listener == place.new);
-            let socket = match (held, is_kept) {
-                (Some(held), _) => held.socket.again(&place.traits),
-                (None, Some(number)) => {
-                    let (listener, descriptor) = kept.swap_remove(number);
-                    Socket::with(listener, descriptor, &place.traits)
-                }
-                (None, None) => Socket::bind(&place.new, &place.traits),
-            };
-            sockets.insert(name.clone(), Rc::new(socket.map_err(fail)?));
         }
-        let all = self
-            .sites
-            .iter()
-            .filter(|(name, _)| places.contains_key(*name) && !sockets.contains_key(*name));
-        let all = all
-            .map(|(_, site)| &*site.socket)
-            .chain(sockets.values().map(|socket| &**socket));
-        let keeper =
-            Keeper::start(&self.folder, &all.collect::<Vec<_>>()).map_err(GatewayError::Keeper)?;
+        let mut doors = vec![];
+        for address in config.proxy.iter().flat_map(Proxy::doors) {
+            let listener = Listener::Tcp { address };
+            let mut open = self.doors.iter();
+            let open = open.find(|door| door.listener == listener);
+            let door = match open {
+                Some(door) => door.clone(),
+                None => self.socket(PROXY, &listener, &DOOR, &mut kept)?,
+            };
+            doors.push(door);
+        }
+        let is_gone = |name: &String| !places.contains_key(name) || sockets.contains_key(name);
+        let stays = self.sites.iter().filter(|(name, _)| !is_gone(name));
+        let stays = stays.map(|(name, site)| (name.clone(), site.socket.clone()));
+        let all: BTreeMap<String, Rc<Socket>> = stays.chain(sockets.clone()).collect();
+        self.set_up_front(config, &doors, &all).await?;
+        let of_proxy = doors.iter().map(|door| (PROXY.to_owned(), door.clone()));
+        let all: Vec<_> = all.into_iter().chain(of_proxy).collect();
+        let keeper = Keeper::start(&self.folder, &all).map_err(GatewayError::Keeper)?;
         self.keeper = Some(keeper);
+        self.doors = doors;
 
-        let is_gone = |name: &String, _: &mut Handle| {
-            !places.contains_key(name) || sockets.contains_key(name)
-        };
-        let gone: Vec<_> = self.sites.extract_if(.., is_gone).collect();
+        let gone: Vec<_> = self.sites.extract_if(.., |name, _| is_gone(name)).collect();
         for (_, site) in gone {
             site.leave(&self.shared, false).await;
         }
@@ -303,6 +334,83 @@ impl Gateway {
                 (None, _) => {}
             }
         }
+        for running in before {
+            // Nobody can reach it any more.
+            running.stop(Duration::ZERO).await?;
+        }
+        Ok(())
+    }
+
+    /// A socket that listens there: one that another site gives up, one of a gateway that is gone, or
+    /// a new one.
+    fn socket(
+        &self,
+        name: &str,
+        listener: &Listener,
+        traits: &SocketTraits,
+        kept: &mut Vec<Kept>,
+    ) -> Result<Rc<Socket>, GatewayError> {
+        let mut held = self
+            .sites
+            .values()
+            .map(|site| &site.socket)
+            .chain(&self.doors);
+        let held = held.find(|socket| socket.listener == *listener);
+        let is_meant = |kept: &Kept| {
+            kept.listener == *listener || (is_any_port(listener) && kept.name == name)
+        };
+        let is_kept = kept.iter().position(is_meant);
+        let socket = match (held, is_kept) {
+            (Some(held), _) => held.again(traits),
+            (None, Some(number)) => {
+                let kept = kept.swap_remove(number);
+                Socket::with(kept.listener, kept.descriptor, traits)
+            }
+            (None, None) => Socket::bind(listener, traits),
+        };
+        socket.map(Rc::new).map_err(|source| GatewayError::Listen {
+            site: name.to_owned(),
+            listener: listener.clone(),
+            source,
+        })
+    }
+
+    /// Has the proxy stand before these sites, if there is to be one.
+    async fn set_up_front(
+        &mut self,
+        config: &Config,
+        doors: &[Rc<Socket>],
+        sites: &BTreeMap<String, Rc<Socket>>,
+    ) -> Result<(), GatewayError> {
+        let Some(proxy) = &config.proxy else {
+            if let Some(front) = self.front.take() {
+                front.leave().await;
+            }
+            return Ok(());
+        };
+        let listeners = sites
+            .iter()
+            .map(|(name, site)| (name.clone(), site.listener.clone()));
+        let plan = config::plan(proxy, &config.sites, &listeners.collect());
+        let plan = plan.map_err(|(path, source)| GatewayError::Certificate { path, source })?;
+        let mut front = match self.front.take() {
+            Some(front) => front,
+            None => Front::start()?,
+        };
+        let configured = front.configure(plan.clone(), doors).await;
+        self.front = Some(front);
+        configured?;
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// Starts the proxy again, after it has ended by itself.
+    async fn restart_front(&mut self) -> Result<(), GatewayError> {
+        self.front = None;
+        tokio::time::sleep(FRONT_PAUSE).await;
+        let mut front = Front::start()?;
+        front.configure(self.plan.clone(), &self.doors).await?;
+        self.front = Some(front);
         Ok(())
     }
 
@@ -328,14 +436,14 @@ impl Gateway {
         socket: Rc<Socket>,
         adopted: Vec<Running>,
     ) -> Result<(), GatewayError> {
-        let number = match &place.new {
+        let number = match &socket.listener {
             Listener::Tcp { address } => Some(self.shared.counter.borrow_mut().count(*address)?),
             Listener::Unix { .. } => None,
         };
         self.shared.tell(
             name,
             What::Listening {
-                listener: place.new.clone(),
+                listener: socket.listener.clone(),
             },
         );
         let (orders, receiver) = unbounded_channel();
@@ -365,11 +473,30 @@ impl Gateway {
     /// Passes on what the kernel tells, and answers those who ask, until that fails. Can be cancelled.
     pub async fn pass_on(&mut self) -> GatewayError {
         loop {
+            let front_ended = async {
+                match &mut self.front {
+                    Some(front) => front.ended().await,
+                    None => std::future::pending().await,
+                }
+            };
             let left = tokio::select! {
                 left = self.told.next() => match left {
                     Ok(left) => left,
                     Err(error) => return error.into(),
                 },
+                Some((site, state)) = self.states.recv() => {
+                    self.tell_front(site, state).await;
+                    continue;
+                }
+                () = front_ended => {
+                    self.shared.tell(PROXY, What::Warned {
+                        text: "the proxy has ended, and is started again".to_owned(),
+                    });
+                    if let Err(error) = self.restart_front().await {
+                        return error;
+                    }
+                    continue;
+                }
                 stream = self.admin.accept() => {
                     let sites = self.sites.iter();
                     let sites = sites.map(|(name, site)| (name.clone(), site.orders.clone()));
@@ -384,9 +511,22 @@ impl Gateway {
         }
     }
 
+    async fn tell_front(&mut self, site: String, state: SiteState) {
+        if let Some(front) = &self.front
+            && self.plan.sites.contains_key(&site)
+            && let Err(error) = front.tell(site, state).await
+        {
+            tracing::debug!("{}", chain(&error));
+        }
+    }
+
     /// Ends all sites; their instances and sockets too, unless they are to be kept for another
     /// gateway.
     pub async fn leave(self, keep: bool) {
+        // While it finishes, sites still come up.
+        if let Some(front) = self.front {
+            front.leave().await;
+        }
         let leaving = self
             .sites
             .into_values()
@@ -423,7 +563,9 @@ fn places(store: &Store, config: &Config) -> Result<BTreeMap<String, Place>, Gat
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
     for (name, site) in &config.sites {
         let place = place(store, name, site)?;
-        let clashes = |(_, other): &(&String, &Place)| other.new.clashes_with(&place.new);
+        let clashes = |(_, other): &(&String, &Place)| {
+            !is_any_port(&place.new) && other.new.clashes_with(&place.new)
+        };
         if let Some((other, _)) = places.iter().find(clashes) {
             return Err(GatewayError::Clash {
                 first: other.clone(),
@@ -449,22 +591,22 @@ fn place(store: &Store, name: &str, site: &config::Site) -> Result<Place, Gatewa
         listeners: listeners.clone(),
     };
     let old = choose(listeners, site.listener.as_ref()).ok_or_else(no_listener)?;
-    let publish = Publish {
-        new: site.listen.clone(),
-        old: Wanted::Exactly(old.clone()),
+    let new = match (&site.listen, old) {
+        (Some(listen), _) => elsewhere(name, old, listen)?,
+        // Only the proxy is to reach it.
+        (None, Listener::Tcp { address }) => Listener::Tcp {
+            address: match address {
+                SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
+                SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
+            },
+        },
+        (None, Listener::Unix { .. }) => {
+            return Err(GatewayError::NoPlace {
+                site: name.to_owned(),
+                old: old.clone(),
+            });
+        }
     };
-    let new = publish.moves(old).filter(|new| {
-        matches!(
-            (old, new),
-            (Listener::Tcp { .. }, Listener::Tcp { .. })
-                | (Listener::Unix { .. }, Listener::Unix { .. })
-        )
-    });
-    let new = new.ok_or_else(|| GatewayError::OtherKind {
-        site: name.to_owned(),
-        old: old.clone(),
-        new: site.listen.clone(),
-    })?;
     let traits = edit::socket_traits(&image.criu_folder(), old);
     let traits = traits.map_err(|source| GatewayError::Edit {
         site: name.to_owned(),
@@ -475,4 +617,24 @@ fn place(store: &Store, name: &str, site: &config::Site) -> Result<Place, Gatewa
         new,
         traits: traits.ok_or_else(no_listener)?,
     })
+}
+
+/// Where a listener is to be instead.
+fn elsewhere(site: &str, old: &Listener, new: &Wanted) -> Result<Listener, GatewayError> {
+    let publish = Publish {
+        new: new.clone(),
+        old: Wanted::Exactly(old.clone()),
+    };
+    let is_alike = |new: &Listener| mem::discriminant(new) == mem::discriminant(old);
+    let moved = publish.moves(old).filter(is_alike);
+    moved.ok_or_else(|| GatewayError::OtherKind {
+        site: site.to_owned(),
+        old: old.clone(),
+        new: new.clone(),
+    })
+}
+
+/// Whether the kernel is to choose the port.
+fn is_any_port(listener: &Listener) -> bool {
+    matches!(listener, Listener::Tcp { address } if address.port() == 0)
 }

@@ -8,6 +8,7 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use rustix::{
@@ -28,8 +29,16 @@ const FIRST: i32 = 4;
 #[derive(Serialize, Deserialize)]
 struct Record {
     pid: i32,
-    /// In the order of their numbers.
-    listeners: Vec<Listener>,
+    /// What the sockets are for, and where they listen, in the order of their numbers.
+    sockets: Vec<(String, Listener)>,
+}
+
+/// A socket of a gateway that is gone.
+pub struct Kept {
+    /// What it is for.
+    pub name: String,
+    pub listener: Listener,
+    pub descriptor: OwnedFd,
 }
 
 /// A process that holds sockets. It ends when this is dropped, unless it is [left](Keeper::leave).
@@ -44,14 +53,16 @@ impl Keeper {
     ///
     /// # Errors
     /// What clone3(2) and the file system say.
-    pub fn start(folder: &Path, sockets: &[&Socket]) -> io::Result<Self> {
+    pub fn start(folder: &Path, sockets: &[(String, Rc<Socket>)]) -> io::Result<Self> {
         let path = folder.join(RECORD);
         // A new file: the lock on the old one is that of the keeper before.
         let aside = folder.join(".keeper.json");
         private::write(&aside, b"")?;
         let lock = fs::OpenOptions::new().write(true).open(&aside)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        let sockets_fds = sockets.iter().map(|socket| socket.descriptor.as_raw_fd());
+        let sockets_fds = sockets
+            .iter()
+            .map(|(_, socket)| socket.descriptor.as_raw_fd());
         let descriptors: Vec<_> = [lock.as_raw_fd()].into_iter().chain(sockets_fds).collect();
         let (pid, pidfd) = match sys::fork(sys::ForkOptions::default())? {
             sys::Fork::Child => hold(&descriptors),
@@ -64,9 +75,9 @@ impl Keeper {
         };
         let record = Record {
             pid,
-            listeners: sockets
+            sockets: sockets
                 .iter()
-                .map(|socket| socket.listener.clone())
+                .map(|(name, socket)| (name.clone(), socket.listener.clone()))
                 .collect(),
         };
         private::write(&aside, &serde_json::to_vec(&record)?)?;
@@ -75,7 +86,7 @@ impl Keeper {
     }
 
     /// Takes over the sockets of a gateway that is gone, and ends its keeper.
-    pub fn take_over(folder: &Path) -> Vec<(Listener, OwnedFd)> {
+    pub fn take_over(folder: &Path) -> Vec<Kept> {
         let path = folder.join(RECORD);
         let Some(record) = read(&path) else {
             return vec![];
@@ -90,10 +101,14 @@ impl Keeper {
         if is_free(&path) {
             return vec![];
         }
-        let sockets = record.listeners.into_iter().zip(FIRST..);
-        let sockets = sockets.filter_map(|(listener, number)| {
-            let socket = pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty());
-            Some((listener, socket.ok()?))
+        let sockets = record.sockets.into_iter().zip(FIRST..);
+        let sockets = sockets.filter_map(|((name, listener), number)| {
+            let descriptor = pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty());
+            Some(Kept {
+                name,
+                listener,
+                descriptor: descriptor.ok()?,
+            })
         });
         let sockets: Vec<_> = sockets.collect();
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);

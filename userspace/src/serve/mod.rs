@@ -16,6 +16,7 @@
 pub mod admin;
 pub mod config;
 mod fleet;
+mod front;
 mod gateway;
 mod journal;
 mod keeper;
@@ -24,6 +25,7 @@ pub mod socket;
 
 pub use self::{
     config::{Config, ConfigError},
+    front::FrontError,
     gateway::{Gateway, GatewayError},
     journal::{Cause, Event, What},
     site::Status,

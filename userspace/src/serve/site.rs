@@ -13,7 +13,7 @@ use super::{
     fleet::Fleet,
     journal::{Cause, What},
 };
-use crate::{doctor::chain, instance::Running, listener::Listener};
+use crate::{doctor::chain, instance::Running, listener::Listener, proxy::plan::State};
 
 /// How long a site that cannot be brought up is left alone, at first and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(60)];
@@ -255,6 +255,9 @@ impl Site {
     async fn bring_up(&mut self, cause: Cause) {
         match self.fleet.bring_up(cause).await {
             Ok(()) => {
+                if self.failures > 0 {
+                    self.fleet.set_state(State::Ready);
+                }
                 self.failures = 0;
                 self.wakes += 1;
             }
@@ -273,6 +276,9 @@ impl Site {
             true => self.fleet.socket.refuse_waiting(),
             false => 0,
         };
+        self.fleet.set_state(State::Failed {
+            retry_after_s: pause.as_secs_f64().ceil() as u32,
+        });
         self.fleet.tell(What::Failed {
             error: error.to_owned(),
             refused,

@@ -23,7 +23,8 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{
-        AddressFamily, SocketFlags, SocketType, acceptfrom_with, bind, listen, socket_with, sockopt,
+        AddressFamily, SocketFlags, SocketType, acceptfrom_with, bind, getsockname, listen,
+        socket_with, sockopt,
     },
 };
 
@@ -50,7 +51,14 @@ impl Socket {
             Listener::Unix { path } => bind_unix(path)?,
         };
         listen(&descriptor, traits.backlog as i32)?;
-        Self::with(listener.clone(), descriptor, traits)
+        let listener = match listener {
+            // The kernel has chosen a port.
+            Listener::Tcp { address } if address.port() == 0 => Listener::Tcp {
+                address: getsockname(&descriptor)?.try_into()?,
+            },
+            listener => listener.clone(),
+        };
+        Self::with(listener, descriptor, traits)
     }
 
     /// A socket that listens already, as the server had it.

@@ -2,10 +2,11 @@
 //!
 //! Invariant: a [`Config`] has no two sites on one listener.
 
+mod proxy;
+
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,6 +14,7 @@ use std::{
 use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
+pub use self::proxy::{KeyPair, Proxy, Route, plan};
 use crate::{
     listener::Wanted,
     restore::MemoryMode,
@@ -36,6 +38,8 @@ pub enum ConfigError {
         line: usize,
         source: StoreError,
     },
+    #[error("{}: nothing reaches {site}: it has no `listen`, and the proxy no route to it", .path.display())]
+    Unreached { path: PathBuf, site: String },
     #[error("{} has no site", .path.display())]
     NoSite { path: PathBuf },
 }
@@ -44,8 +48,7 @@ pub enum ConfigError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub sites: BTreeMap<String, Site>,
-    /// Where the metrics are shown, for Prometheus.
-    pub metrics: Option<SocketAddr>,
+    pub proxy: Option<Proxy>,
 }
 
 /// A server that exists only while somebody asks.
@@ -53,9 +56,9 @@ pub struct Config {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Site {
     /// Where the gateway listens for it: PORT, ADDRESS:PORT, or the path of a Unix socket. A port is
-    /// at the address that the image's listener has.
-    #[serde(deserialize_with = "wanted")]
-    pub listen: Wanted,
+    /// at the address that the image's listener has. None if only a proxy is to reach it.
+    #[serde(default, deserialize_with = "some_wanted")]
+    pub listen: Option<Wanted>,
     /// The name of the image; that of the site, if none is given.
     #[serde(default)]
     pub image: Option<String>,
@@ -113,7 +116,7 @@ struct File {
     #[serde(default)]
     site: BTreeMap<Spanned<String>, Spanned<Site>>,
     #[serde(default)]
-    metrics: Option<SocketAddr>,
+    proxy: Option<Spanned<Proxy>>,
 }
 
 fn wanted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Wanted, D::Error> {
@@ -190,8 +193,10 @@ impl Config {
                 line,
                 what,
             };
-            if let Some((other, _)) = sites.iter().find(|(_, other)| other.listen == site.listen) {
-                let listen = &site.listen;
+            let same = |other: &Site| other.listen.is_some() && other.listen == site.listen;
+            if let (Some(listen), Some((other, _))) =
+                (&site.listen, sites.iter().find(|(_, other)| same(other)))
+            {
                 return Err(invalid(format!(
                     "{name} and {other} both listen on {listen}"
                 )));
@@ -204,10 +209,34 @@ impl Config {
         if sites.is_empty() {
             return Err(ConfigError::NoSite { path: path.into() });
         }
-        Ok(Self {
-            sites,
-            metrics: file.metrics,
-        })
+        let proxy = match file.proxy {
+            None => None,
+            Some(proxy) => {
+                let line = line(proxy.span().start + 1);
+                let proxy = proxy.into_inner();
+                match proxy.complaint(&sites) {
+                    None => Some(proxy),
+                    Some(what) => {
+                        return Err(ConfigError::Invalid {
+                            path: path.into(),
+                            line,
+                            what,
+                        });
+                    }
+                }
+            }
+        };
+        let is_reached = |name: &String, site: &Site| {
+            let mut routes = proxy.iter().flat_map(|proxy| &proxy.route);
+            site.listen.is_some() || routes.any(|route| route.site == *name)
+        };
+        if let Some((name, _)) = sites.iter().find(|(name, site)| !is_reached(name, site)) {
+            return Err(ConfigError::Unreached {
+                path: path.into(),
+                site: name.clone(),
+            });
+        }
+        Ok(Self { sites, proxy })
     }
 }
 
@@ -223,7 +252,7 @@ mod tests {
     fn a_site_has_defaults_for_all_but_its_listener() {
         let config = parse("[site.shop]\nlisten = 8080\n").unwrap();
         let shop = &config.sites["shop"];
-        assert_eq!(shop.listen, Wanted::Port(8080));
+        assert_eq!(shop.listen, Some(Wanted::Port(8080)));
         assert_eq!(
             (shop.idle, shop.max_life),
             (Some(Duration::from_secs(300)), None)
@@ -245,7 +274,11 @@ mod tests {
     fn what_is_wrong_is_told_with_its_line() {
         for (text, complaint) in [
             ("", "serve.toml has no site"),
-            ("[site.a]\n", "serve.toml:1: missing field `listen`"),
+            ("[site.a]\n", "serve.toml: nothing reaches a"),
+            (
+                "[site.a]\n[proxy]\nlisten = ['0.0.0.0:80']\n[[proxy.route]]\nsite = 'b'\n",
+                "serve.toml:2: the proxy has a route to b, which is no site",
+            ),
             (
                 "[site.a]\nlisten = 80\nidel = '1s'\n",
                 "serve.toml:3: unknown field `idel`, expected one of `listen`, `image`",
