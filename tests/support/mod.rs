@@ -11,7 +11,10 @@ use std::{
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::{Child, Output},
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -325,13 +328,20 @@ pub fn pause() {
     let _ = nix::poll::poll(&mut [], 5_u8);
 }
 
-/// A TCP port that nothing listens on.
+/// A TCP port that nothing listens on, and that no other test of this run gets. Below those that the
+/// kernel gives to clients (ip_local_port_range of ip(7)): one of them could have it when it is needed.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    const FIRST: u16 = 12_000;
+    const COUNT: u16 = 20_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Another run may go on at the same time.
+    let start = (std::process::id() % u32::from(COUNT)) as u16;
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(start) % COUNT;
+        if std::net::TcpListener::bind(("127.0.0.1", FIRST + number)).is_ok() {
+            return FIRST + number;
+        }
+    }
 }
 
 /// A file of the test servers that come with this repository.

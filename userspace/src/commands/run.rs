@@ -117,7 +117,7 @@ fn unable(report: &Report, command: &Command, error: &Error) -> Error {
 }
 
 /// Tells a service manager, if one has asked for it, that the server listens.
-fn ready() {
+pub(super) fn ready() {
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         tracing::warn!("cannot tell the service manager that the server is ready: {error}");
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use tokio::task::LocalSet;
 
-use super::{open_store, prepare, supervise::Signals};
+use super::{open_store, prepare, run::ready, supervise::Signals};
 use crate::{
     cli,
     error::Error,
@@ -36,6 +36,7 @@ pub async fn run(
     });
     let serving = async {
         let mut gateway = Gateway::start(store, criu, &config, journal).await?;
+        ready();
         let keep = loop {
             let number = tokio::select! {
                 error = gateway.pass_on() => return Err(error.into()),

@@ -6,6 +6,7 @@ use super::{
     Error,
     encryption::{MEMORY, encryption_hint, key_option},
     is_disk_full,
+    serve::{admin_hint, config_hint, gateway_hint},
 };
 use crate::{
     archive::{ArchiveError, Refusal},
@@ -22,7 +23,6 @@ use crate::{
     proxy::ProxyError,
     requirements::RequirementError,
     restore::RestoreError,
-    serve::{ConfigError, GatewayError, admin::AdminError},
     spawn::{CommandError, SpawnError},
     store::{Damage, StoreError},
     warmup::WarmupError,
@@ -64,10 +64,7 @@ impl Error {
                 "name a file with -o FILE, or send it on: warmimg export | …".into()
             }
             Self::Instance(error) => instance_hint(error)?,
-            Self::Config(ConfigError::Read { .. }) => {
-                "name the file with --config FILE; `warmimg serve --help` shows what is in it".into()
-            }
-            Self::Config(_) => "`warmimg serve --help` shows what a site can have".into(),
+            Self::Config(error) => config_hint(error).into(),
             Self::Gateway(error) => gateway_hint(error)?,
             Self::Admin(error) => admin_hint(error)?,
             Self::NoProfile { source, .. } => source.hint()?.into(),
@@ -579,37 +576,5 @@ fn criu_hint(error: &CriuError) -> Option<String> {
             log.display()
         )),
         _ => None,
-    }
-}
-
-fn gateway_hint(error: &GatewayError) -> Option<String> {
-    Some(match error {
-        GatewayError::Image { source, .. } => store_hint(source)?,
-        GatewayError::NoListener { listeners, .. } => {
-            let listeners: Vec<_> = listeners.iter().map(ToString::to_string).collect();
-            match &listeners[..] {
-                [] => "only a server that listens can be served".into(),
-                listeners => format!("it listens on {}", listeners.join(", ")),
-            }
-        }
-        GatewayError::OtherKind { .. } => {
-            "a listener by TCP needs a port or an address, one by a Unix socket a path".into()
-        }
-        GatewayError::Clash { .. } => "give each site a listener of its own".into(),
-        GatewayError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
-            "end what listens there, or choose another address".into()
-        }
-        GatewayError::Runs(_) => {
-            "end it (SIGTERM), have it read its configuration again (SIGHUP), or use another --store".into()
-        }
-        _ => return None,
-    })
-}
-
-fn admin_hint(error: &AdminError) -> Option<String> {
-    match error {
-        AdminError::NotRunning { .. } => Some("start one: warmimg serve".into()),
-        AdminError::Unknown { sites, .. } => Some(format!("there are: {}", sites.join(", "))),
-        AdminError::Talk { .. } | AdminError::Refused { .. } => None,
     }
 }

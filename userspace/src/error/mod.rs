@@ -3,6 +3,7 @@
 mod code;
 mod encryption;
 mod hint;
+mod serve;
 
 use std::{io, path::PathBuf};
 

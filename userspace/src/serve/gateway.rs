@@ -3,8 +3,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs, io, mem,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    fs,
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
@@ -19,78 +18,31 @@ use tokio::{
 use super::{
     admin::{self, Admin},
     config::{self, Config, Proxy},
+    error::GatewayError,
     fleet::Fleet,
-    front::{Front, FrontError},
+    front::Front,
     journal::{Event, What},
     keeper::{Keeper, Kept},
+    places::{Place, is_any_port, places},
     site::{Order, Site},
     socket::Socket,
 };
 use crate::{
     criu::Program,
     doctor::chain,
-    edit::{self, EditError, SocketTraits},
+    edit::SocketTraits,
     host::Clocks,
-    instance::{self, Instance, InstanceError, Running, State},
-    listener::{Listener, Publish, Wanted, choose},
+    instance::{self, Running, State},
+    listener::Listener,
     private,
     proxy::plan::{Plan, State as SiteState},
-    store::{Store, StoreError},
+    store::Store,
     sys::bpf,
     watch::{
         WatchError,
         connections::{Bounds, Connections, Counter, Told},
     },
 };
-
-/// Why sites cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum GatewayError {
-    #[error("the site {site} has no image")]
-    Image { site: String, source: StoreError },
-    #[error("the image of {site} does not listen on {}", .wanted.as_ref().map_or("anything".to_owned(), ToString::to_string))]
-    NoListener {
-        site: String,
-        wanted: Option<Wanted>,
-        listeners: Vec<Listener>,
-    },
-    #[error("the image of {site} listens on {old}, which cannot become {new}")]
-    OtherKind {
-        site: String,
-        old: Listener,
-        new: Wanted,
-    },
-    #[error("the image of {site} listens on {old}, so that it needs a place of its own")]
-    NoPlace { site: String, old: Listener },
-    #[error("cannot read {}", .path.display())]
-    Certificate { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Front(#[from] FrontError),
-    #[error("{first} and {second} both listen on {listener}")]
-    Clash {
-        first: String,
-        second: String,
-        listener: Listener,
-    },
-    #[error("cannot listen on {listener} for {site}")]
-    Listen {
-        site: String,
-        listener: Listener,
-        source: io::Error,
-    },
-    #[error("cannot read the image of {site}")]
-    Edit { site: String, source: EditError },
-    #[error("another gateway serves from the store already (it has locked {})", .0.display())]
-    Runs(PathBuf),
-    #[error("cannot use the folder {}", .path.display())]
-    Folder { path: PathBuf, source: io::Error },
-    #[error("cannot start the keeper of the listening sockets")]
-    Keeper(#[source] io::Error),
-    #[error("connections cannot be counted")]
-    Watch(#[from] WatchError),
-    #[error(transparent)]
-    Instance(#[from] InstanceError),
-}
 
 /// What the proxy is called beside the names of sites.
 const PROXY: &str = "proxy";
@@ -158,14 +110,6 @@ impl Shared {
             before()
         }
     }
-}
-
-/// Where a site listens, and what it stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    old: Listener,
-    new: Listener,
-    traits: SocketTraits,
 }
 
 struct Handle {
@@ -317,7 +261,7 @@ impl Gateway {
         for (_, site) in gone {
             site.leave(&self.shared, false).await;
         }
-        let mut before = self.instances();
+        let mut before = self.instances().await?;
         for (name, place) in places {
             let site = &config.sites[&name];
             match (sockets.remove(&name), self.sites.get_mut(&name)) {
@@ -414,18 +358,21 @@ impl Gateway {
         Ok(())
     }
 
-    /// The instances that serve a site that this gateway does not serve.
-    fn instances(&self) -> Vec<Running> {
+    /// The instances that serve a site that this gateway does not serve. What is left of those that have
+    /// ended is removed.
+    async fn instances(&self) -> Result<Vec<Running>, GatewayError> {
         let folder = self.shared.store.instances();
-        let of_others = |instance: &Instance| {
-            let site = instance.record.site.as_ref();
-            instance.state == State::Running
-                && site.is_some_and(|site| !self.sites.contains_key(site))
-        };
-        let found = instance::list(&folder).into_iter().filter(of_others);
-        found
-            .filter_map(|instance| Running::follow(&folder, &instance.record.id).ok())
-            .collect()
+        let mut found = vec![];
+        for instance in instance::list(&folder) {
+            match (&instance.record.site, instance.state) {
+                (Some(site), State::Running) if !self.sites.contains_key(site) => {
+                    found.extend(Running::follow(&folder, &instance.record.id));
+                }
+                (Some(_), State::Ended { .. }) => drop(instance.stop(Duration::ZERO).await?),
+                _ => {}
+            }
+        }
+        Ok(found)
     }
 
     fn add(
@@ -556,85 +503,4 @@ fn lock(folder: &Path) -> Result<fs::File, GatewayError> {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(GatewayError::Runs(folder.into())),
         locked => locked.map(|()| lock).map_err(|errno| fail(errno.into())),
     }
-}
-
-/// Where the sites of a configuration are to listen.
-fn places(store: &Store, config: &Config) -> Result<BTreeMap<String, Place>, GatewayError> {
-    let mut places: BTreeMap<String, Place> = BTreeMap::new();
-    for (name, site) in &config.sites {
-        let place = place(store, name, site)?;
-        let clashes = |(_, other): &(&String, &Place)| {
-            !is_any_port(&place.new) && other.new.clashes_with(&place.new)
-        };
-        if let Some((other, _)) = places.iter().find(clashes) {
-            return Err(GatewayError::Clash {
-                first: other.clone(),
-                second: name.clone(),
-                listener: place.new,
-            });
-        }
-        places.insert(name.clone(), place);
-    }
-    Ok(places)
-}
-
-fn place(store: &Store, name: &str, site: &config::Site) -> Result<Place, GatewayError> {
-    let image = store.find(Some(site.image(name)));
-    let image = image.map_err(|source| GatewayError::Image {
-        site: name.to_owned(),
-        source,
-    })?;
-    let listeners = &image.manifest.listeners;
-    let no_listener = || GatewayError::NoListener {
-        site: name.to_owned(),
-        wanted: site.listener.clone(),
-        listeners: listeners.clone(),
-    };
-    let old = choose(listeners, site.listener.as_ref()).ok_or_else(no_listener)?;
-    let new = match (&site.listen, old) {
-        (Some(listen), _) => elsewhere(name, old, listen)?,
-        // Only the proxy is to reach it.
-        (None, Listener::Tcp { address }) => Listener::Tcp {
-            address: match address {
-                SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
-                SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
-            },
-        },
-        (None, Listener::Unix { .. }) => {
-            return Err(GatewayError::NoPlace {
-                site: name.to_owned(),
-                old: old.clone(),
-            });
-        }
-    };
-    let traits = edit::socket_traits(&image.criu_folder(), old);
-    let traits = traits.map_err(|source| GatewayError::Edit {
-        site: name.to_owned(),
-        source,
-    })?;
-    Ok(Place {
-        old: old.clone(),
-        new,
-        traits: traits.ok_or_else(no_listener)?,
-    })
-}
-
-/// Where a listener is to be instead.
-fn elsewhere(site: &str, old: &Listener, new: &Wanted) -> Result<Listener, GatewayError> {
-    let publish = Publish {
-        new: new.clone(),
-        old: Wanted::Exactly(old.clone()),
-    };
-    let is_alike = |new: &Listener| mem::discriminant(new) == mem::discriminant(old);
-    let moved = publish.moves(old).filter(is_alike);
-    moved.ok_or_else(|| GatewayError::OtherKind {
-        site: site.to_owned(),
-        old: old.clone(),
-        new: new.clone(),
-    })
-}
-
-/// Whether the kernel is to choose the port.
-fn is_any_port(listener: &Listener) -> bool {
-    matches!(listener, Listener::Tcp { address } if address.port() == 0)
 }

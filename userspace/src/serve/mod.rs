@@ -15,18 +15,21 @@
 
 pub mod admin;
 pub mod config;
+mod error;
 mod fleet;
 mod front;
 mod gateway;
 mod journal;
 mod keeper;
+mod places;
 mod site;
 pub mod socket;
 
 pub use self::{
     config::{Config, ConfigError},
+    error::GatewayError,
     front::FrontError,
-    gateway::{Gateway, GatewayError},
+    gateway::Gateway,
     journal::{Cause, Event, What},
     site::Status,
 };

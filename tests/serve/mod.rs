@@ -1,5 +1,8 @@
 //! `warmimg serve`: sites that are brought up by the connection that needs them.
 
+mod going_on;
+mod proxy;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -239,107 +242,6 @@ fn any_number_of_first_connections_wake_a_site_once() {
 }
 
 #[test]
-fn another_gateway_takes_over_sockets_and_instances() {
-    let mut served = Served::new();
-    let asleep = free_port();
-    let more = format!("[site.other]\nlisten = {asleep}\nimage = 'site'");
-    served.start_all("", &more, 2);
-    let mut client = Client::connect(served.port);
-    assert_eq!(client.ask(), "1");
-    for signal in [Signal::SIGKILL, Signal::SIGUSR2] {
-        let (before, listening) = (
-            served.events("adopted").len(),
-            served.events("listening").len(),
-        );
-        let code = served.leave(signal);
-        assert_eq!(code, (signal == Signal::SIGUSR2).then_some(0));
-        // What is awake goes on, and what is asleep waits for the next gateway.
-        let answered: u32 = client.ask().parse().unwrap();
-        assert_eq!(served.ask(), format!("200 {}", answered + 1));
-        let waiting = thread::spawn(move || ask::get(asleep, "/"));
-        wait_until("the connection to wait", || {
-            let text = fs::read_to_string("/proc/net/tcp").unwrap();
-            let port = format!("0100007F:{asleep:04X} ");
-            match text
-                .lines()
-                .any(|line| line.contains(&format!(": {port}")) && line.contains(" 01 "))
-            {
-                true => Ok(()),
-                false => Err(text),
-            }
-        });
-        served.start_all("", &more, 2);
-        assert_eq!(served.events("listening").len(), listening + 2);
-        let adopted = served.wait_for("adopted", before + 1);
-        assert_eq!(adopted[before]["instance"], "site-1");
-        assert_eq!(waiting.join().unwrap().unwrap(), "200 1");
-        assert_eq!(client.ask(), (answered + 2).to_string());
-        // It is known that it has a connection still.
-        let (_, said) = expect(100, &mut served.workspace.warmimg(["sleep", "site"]));
-        assert!(said.contains("site: it has connections"), "{said}");
-        served.workspace.run(["sleep", "other"]);
-    }
-    drop(client);
-    wait_until("the site to be free", || {
-        match served
-            .workspace
-            .warmimg(["sleep", "site"])
-            .output()
-            .unwrap()
-        {
-            output if output.status.success() => Ok(()),
-            output => Err(crate::support::describe(&output)),
-        }
-    });
-    served.end();
-}
-
-#[test]
-fn a_configuration_is_read_again() {
-    let mut served = Served::new();
-    served.start("idle = 'never'");
-    let mut client = Client::connect(served.port);
-    assert_eq!(client.ask(), "1");
-    let (other, old) = (free_port(), served.port);
-    served.configure(
-        "idle = '200ms'",
-        &format!("[site.other]\nlisten = {other}\nimage = 'site'"),
-    );
-    served.signal(Signal::SIGHUP);
-    served.wait_for("listening", 2);
-    assert_eq!(ask::get(other, "/").unwrap(), "200 1");
-    assert_eq!(client.ask(), "2");
-
-    // What is wrong is told, and changes nothing.
-    served.configure("idel = 1", "");
-    served.signal(Signal::SIGHUP);
-    wait_until("a complaint", || {
-        let log = fs::read_to_string(served.log()).unwrap();
-        match log.contains("unknown field `idel`") {
-            true => Ok(()),
-            false => Err(log),
-        }
-    });
-    assert_eq!(client.ask(), "3");
-
-    // A site that moves is ended at its old place, and one that is gone too.
-    served.port = free_port();
-    served.configure("idle = '200ms'", "");
-    served.signal(Signal::SIGHUP);
-    served.wait_for("listening", 3);
-    assert_eq!(served.ask(), "200 1");
-    for port in [old, other] {
-        wait_until("the old socket to end", || {
-            match TcpStream::connect(("127.0.0.1", port)) {
-                Err(_) => Ok(()),
-                Ok(_) => Err(port.to_string()),
-            }
-        });
-    }
-    served.end();
-}
-
-#[test]
 fn instances_come_and_go_with_the_load() {
     let mut served = Served::new();
     served.start("max = 3\nconnections = 2\nidle = '200ms'");
@@ -524,83 +426,6 @@ fn real_servers_are_handed_a_socket() {
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.wait(), Some(0));
     workspace.assert_clean();
-}
-
-/// Asks the proxy for a host; returns the whole answer.
-fn ask_host(port: u16, host: &str) -> String {
-    let mut stream = Client::connect(port).0;
-    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-#[test]
-fn sites_behind_one_port_are_woken_by_the_host_that_is_asked_for() {
-    let mut served = Served::new();
-    served.workspace.run([
-        "capture",
-        "--name",
-        "broken",
-        "--",
-        "/usr/bin/python3",
-        served.workspace.path().join("server.py").to_str().unwrap(),
-        &free_port().to_string(),
-    ]);
-    let (port, direct) = (served.port, free_port());
-    let text = format!(
-        "[site.site]\nidle = '300ms'\n[site.broken]\n[site.direct]\nimage = 'site'\nlisten = {direct}\n\
-         [proxy]\nlisten = ['127.0.0.1:{port}']\naccess-log = true\n\
-         [[proxy.route]]\nsite = 'site'\nhosts = ['site.test']\nhealth-path = '/up'\n\
-         [[proxy.route]]\nsite = 'broken'\nhosts = ['broken.test']\n"
-    );
-    served.start_text(&text, 3);
-    assert!(ask_host(port, "nobody.test").starts_with("HTTP/1.1 404"));
-    assert_eq!(served.events("woken").len(), 0);
-    for answer in ["1", "2"] {
-        let found = ask_host(port, "site.test");
-        assert!(
-            found.starts_with("HTTP/1.1 200") && found.ends_with(answer),
-            "{found}"
-        );
-    }
-    assert_eq!(served.events("woken").len(), 1);
-    served.wait_for("ended", 1);
-
-    // Its image does not come back: that is told at once, and when to ask again.
-    let inspected = served.workspace.run(["inspect", "--json", "broken"]);
-    let inspected: Value = serde_json::from_str(&inspected).unwrap();
-    let images = served.workspace.store().join("images");
-    let folder = images.join(inspected["digest"].as_str().unwrap());
-    fs::write(folder.join("criu/pages-1.img"), "").unwrap();
-    for _ in 0..3 {
-        let found = ask_host(port, "broken.test");
-        assert!(found.starts_with("HTTP/1.1 503"), "{found}");
-        assert!(
-            found.to_ascii_lowercase().contains("retry-after: "),
-            "{found}"
-        );
-    }
-
-    // The proxy is started again if it ends, and taken over by another gateway.
-    let processes = served.workspace.processes();
-    let is_proxy = |pid: &i32| {
-        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        command == "warmimg\0proxy\0"
-    };
-    let mut proxies = processes.iter().map(|(pid, _)| *pid).filter(is_proxy);
-    let proxy = nix::unistd::Pid::from_raw(proxies.next().unwrap());
-    let status = fs::read_to_string(format!("/proc/{proxy}/status")).unwrap();
-    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
-    nix::sys::signal::kill(proxy, Signal::SIGKILL).unwrap();
-    assert!(ask_host(port, "site.test").ends_with('1'));
-    assert_eq!(served.leave(Signal::SIGKILL), None);
-    let waiting = thread::spawn(move || ask_host(port, "site.test"));
-    served.start_text(&text, 3);
-    assert!(waiting.join().unwrap().starts_with("HTTP/1.1 200"));
-    assert_eq!(ask::get(direct, "/").unwrap(), "200 1");
-    served.end();
 }
 
 #[test]

@@ -1,0 +1,112 @@
+//! What goes on when a gateway ends, and when it is configured anew.
+
+use std::{fs, net::TcpStream, thread};
+
+use nix::sys::signal::Signal;
+
+use super::{Client, Served};
+use crate::support::{ask, describe, expect, free_port, wait_until};
+
+#[test]
+fn another_gateway_takes_over_sockets_and_instances() {
+    let mut served = Served::new();
+    let asleep = free_port();
+    let more = format!("[site.other]\nlisten = {asleep}\nimage = 'site'");
+    served.start_all("", &more, 2);
+    let mut client = Client::connect(served.port);
+    assert_eq!(client.ask(), "1");
+    // It answers before the gateway has let it go.
+    served.wait_for("woken", 1);
+    for signal in [Signal::SIGKILL, Signal::SIGUSR2] {
+        let (before, listening) = (
+            served.events("adopted").len(),
+            served.events("listening").len(),
+        );
+        let code = served.leave(signal);
+        assert_eq!(code, (signal == Signal::SIGUSR2).then_some(0));
+        // What is awake goes on, and what is asleep waits for the next gateway.
+        let answered: u32 = client.ask().parse().unwrap();
+        assert_eq!(served.ask(), format!("200 {}", answered + 1));
+        let waiting = thread::spawn(move || ask::get(asleep, "/"));
+        wait_until("the connection to wait", || {
+            let text = fs::read_to_string("/proc/net/tcp").unwrap();
+            let port = format!("0100007F:{asleep:04X} ");
+            match text
+                .lines()
+                .any(|line| line.contains(&format!(": {port}")) && line.contains(" 01 "))
+            {
+                true => Ok(()),
+                false => Err(text),
+            }
+        });
+        served.start_all("", &more, 2);
+        assert_eq!(served.events("listening").len(), listening + 2);
+        let adopted = served.wait_for("adopted", before + 1);
+        assert_eq!(adopted[before]["instance"], "site-1");
+        assert_eq!(waiting.join().unwrap().unwrap(), "200 1");
+        served.workspace.run(["wake", "other"]);
+        assert_eq!(client.ask(), (answered + 2).to_string());
+        // It is known that it has a connection still.
+        let (_, said) = expect(100, &mut served.workspace.warmimg(["sleep", "site"]));
+        assert!(said.contains("site: it has connections"), "{said}");
+        served.workspace.run(["sleep", "other"]);
+    }
+    drop(client);
+    wait_until("the site to be free", || {
+        match served
+            .workspace
+            .warmimg(["sleep", "site"])
+            .output()
+            .unwrap()
+        {
+            output if output.status.success() => Ok(()),
+            output => Err(describe(&output)),
+        }
+    });
+    served.end();
+}
+
+#[test]
+fn a_configuration_is_read_again() {
+    let mut served = Served::new();
+    served.start("idle = 'never'");
+    let mut client = Client::connect(served.port);
+    assert_eq!(client.ask(), "1");
+    let (other, old) = (free_port(), served.port);
+    served.configure(
+        "idle = '200ms'",
+        &format!("[site.other]\nlisten = {other}\nimage = 'site'"),
+    );
+    served.signal(Signal::SIGHUP);
+    served.wait_for("listening", 2);
+    assert_eq!(ask::get(other, "/").unwrap(), "200 1");
+    assert_eq!(client.ask(), "2");
+
+    // What is wrong is told, and changes nothing.
+    served.configure("idel = 1", "");
+    served.signal(Signal::SIGHUP);
+    wait_until("a complaint", || {
+        let log = fs::read_to_string(served.log()).unwrap();
+        match log.contains("unknown field `idel`") {
+            true => Ok(()),
+            false => Err(log),
+        }
+    });
+    assert_eq!(client.ask(), "3");
+
+    // A site that moves is ended at its old place, and one that is gone too.
+    served.port = free_port();
+    served.configure("idle = '200ms'", "");
+    served.signal(Signal::SIGHUP);
+    served.wait_for("listening", 3);
+    assert_eq!(served.ask(), "200 1");
+    for port in [old, other] {
+        wait_until("the old socket to end", || {
+            match TcpStream::connect(("127.0.0.1", port)) {
+                Err(_) => Ok(()),
+                Ok(_) => Err(port.to_string()),
+            }
+        });
+    }
+    served.end();
+}
