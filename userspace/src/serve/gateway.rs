@@ -257,8 +257,13 @@ impl Gateway {
         self.keeper = Some(keeper);
         self.doors = doors;
 
-        let gone: Vec<_> = self.sites.extract_if(.., |name, _| is_gone(name)).collect();
-        for (_, site) in gone {
+        let gone: Vec<String> = self
+            .sites
+            .keys()
+            .filter(|name| is_gone(name))
+            .cloned()
+            .collect();
+        for site in gone.iter().filter_map(|name| self.sites.remove(name)) {
             site.leave(&self.shared, false).await;
         }
         let mut before = self.instances().await?;
