@@ -237,7 +237,7 @@ fn any_number_of_first_connections_wake_a_site_once() {
     for client in clients {
         client.join().unwrap().unwrap();
     }
-    assert_eq!(served.events("woken").len(), 1);
+    assert_eq!(served.wait_for("woken", 1).len(), 1);
     served.end();
 }
 
@@ -341,7 +341,7 @@ fn a_site_that_fails_harms_no_other() {
         assert!(ask::get(broken, "/").is_err());
     }
     // It is not tried again for each of them.
-    let failed = served.events("failed");
+    let failed = served.wait_for("failed", 1);
     assert!(failed.len() <= 2, "{failed:?}");
     assert!(
         failed[0]["error"].as_str().unwrap().contains("pages-1.img"),

@@ -51,8 +51,8 @@ fn sites_behind_one_port_are_woken_by_the_host_that_is_asked_for() {
             "{found}"
         );
     }
-    assert_eq!(served.events("woken").len(), 1);
     served.wait_for("ended", 1);
+    assert_eq!(served.events("woken").len(), 1);
 
     // Its image does not come back: that is told at once, and when to ask again.
     let inspected = served.workspace.run(["inspect", "--json", "broken"]);

@@ -110,7 +110,7 @@ impl Fleet {
         &self.serving
     }
 
-    /// How many instances there are that are to end.
+    /// Whether there are instances that are to end.
     pub fn has_leaving(&self) -> bool {
         !self.leaving.is_empty()
     }
@@ -125,7 +125,7 @@ impl Fleet {
         let was_standing_by = stood_by.is_some();
         let mut running = match stood_by {
             Some(running) => {
-                tree::resume(running.record().init);
+                go_on(&running);
                 running
             }
             None => self.restore().await?,
@@ -146,7 +146,7 @@ impl Fleet {
     /// # Errors
     /// Those of a restore.
     pub async fn stand_by(&mut self) -> Result<(), Error> {
-        while self.standing_by.len() < self.config.standby as usize {
+        while self.lacks_standby() {
             let begun = Instant::now();
             let running = self.restore().await?;
             if self.stand_still(&running).await.unwrap_or(false) {
@@ -218,15 +218,15 @@ impl Fleet {
 
     /// Ends all that serve, if none of them has a connection.
     pub async fn sleep(&mut self, cause: Cause) {
+        let mut is_free = true;
         if self.config.grace.is_zero() {
-            let mut is_free = true;
             for running in &self.serving {
                 is_free &= self.stand_still(running).await.unwrap_or(false);
             }
-            if !is_free || self.connections(None).open > 0 {
-                self.serving.iter().for_each(go_on);
-                return;
-            }
+        }
+        if !is_free || self.connections(None).open > 0 {
+            self.serving.iter().for_each(go_on);
+            return;
         }
         for running in std::mem::take(&mut self.serving) {
             self.end(running, cause).await;
@@ -419,6 +419,11 @@ impl Fleet {
         self.config
             .connections
             .map_or(0, |each| i64::from(each) * others * 3 / 4)
+    }
+
+    /// Whether fewer stand by than are to.
+    pub fn lacks_standby(&self) -> bool {
+        self.standing_by.len() < self.config.standby as usize
     }
 
     /// Whether the kernel tells of its connections.

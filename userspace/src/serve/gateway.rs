@@ -208,7 +208,9 @@ impl Gateway {
     /// # Errors
     /// See [`GatewayError`].
     pub fn check(store: &Store, config: &Config) -> Result<(), GatewayError> {
-        places(store, config).map(drop)
+        let places = places(store, config)?;
+        let listeners = places.into_iter().map(|(name, place)| (name, place.new));
+        plan(config, &listeners.collect()).map(drop)
     }
 
     /// Serves the sites of another configuration from now on. A site that is in both goes on.
@@ -331,17 +333,15 @@ impl Gateway {
         doors: &[Rc<Socket>],
         sites: &BTreeMap<String, Rc<Socket>>,
     ) -> Result<(), GatewayError> {
-        let Some(proxy) = &config.proxy else {
+        let listeners = sites
+            .iter()
+            .map(|(name, site)| (name.clone(), site.listener.clone()));
+        let Some(plan) = plan(config, &listeners.collect())? else {
             if let Some(front) = self.front.take() {
                 front.leave().await;
             }
             return Ok(());
         };
-        let listeners = sites
-            .iter()
-            .map(|(name, site)| (name.clone(), site.listener.clone()));
-        let plan = config::plan(proxy, &config.sites, &listeners.collect());
-        let plan = plan.map_err(|(path, source)| GatewayError::Certificate { path, source })?;
         let mut front = match self.front.take() {
             Some(front) => front,
             None => Front::start()?,
@@ -489,6 +489,16 @@ impl Gateway {
             _ => {}
         }
     }
+}
+
+/// What the proxy is to do, if there is to be one.
+fn plan(
+    config: &Config,
+    listeners: &BTreeMap<String, Listener>,
+) -> Result<Option<Plan>, GatewayError> {
+    let plan = |proxy| config::plan(proxy, &config.sites, listeners);
+    let plan = config.proxy.as_ref().map(plan).transpose();
+    plan.map_err(|(path, source)| GatewayError::Certificate { path, source })
 }
 
 /// The folder of the gateway of a store.

@@ -51,7 +51,7 @@ pub enum What {
         instance: String,
         cause: Cause,
         lived: Duration,
-        /// How many connections there were since the site was woken.
+        /// How many connections the site has had since the gateway serves it.
         connections: u64,
     },
     /// An instance ended by itself.

@@ -153,8 +153,9 @@ impl Site {
             .fleet
             .has_leaving()
             .then(|| Instant::now() + LEAVING_INTERVAL);
+        let retry = self.paused_until.filter(|_| self.fleet.lacks_standby());
         if self.fleet.is_asleep() {
-            return leaving;
+            return [leaving, retry].into_iter().flatten().min();
         }
         let Config { idle, max_life, .. } = &self.fleet.config;
         let oldest = self
@@ -171,7 +172,7 @@ impl Site {
             // Nothing tells when a Unix socket has no connection any more.
             None => Some(Instant::now() + (idle / 4).max(LEAST_INTERVAL)),
         });
-        [leaving, old, idle].into_iter().flatten().min()
+        [leaving, retry, old, idle].into_iter().flatten().min()
     }
 
     /// Does what it is time for.
