@@ -22,7 +22,7 @@ const COMPILER: [&str; 7] = [
 ];
 
 /// The servers of the integration tests, and the tools the tests use.
-const SERVERS: [&str; 22] = [
+const SERVERS: [&str; 24] = [
     "nginx-light",
     "apache2",
     "libapache2-mod-php",
@@ -41,6 +41,8 @@ const SERVERS: [&str; 22] = [
     "ruby-pg",
     "redis-server",
     "age",
+    "curl",
+    "openssl",
     "strace",
     "linux-perf",
     "wrk",
