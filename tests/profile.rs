@@ -104,7 +104,7 @@ fn assert_about(what: &str, found_ns: u64, expected_ms: f64) {
 
 #[test]
 fn known_parts_are_attributed() {
-    let workspace = Workspace::new();
+    let workspace = Workspace::alone();
     let (command, port) = parts(&workspace);
     let url = format!("http://127.0.0.1:{port}/");
     let profile = profile(&workspace, &["--url", &url], &command);

@@ -349,19 +349,29 @@ fn a_site_that_fails_harms_no_other() {
     );
     assert_eq!(served.ask(), "200 1");
 
-    // One that crashes is brought up again by the next connection, after a pause.
-    let ps = served.workspace.run(["ps", "--json"]);
-    let record: Value = serde_json::from_str(&ps).unwrap();
-    let init = nix::unistd::Pid::from_raw(record["init"].as_i64().unwrap() as i32);
-    nix::sys::signal::kill(init, Signal::SIGKILL).unwrap();
-    served.wait_for("exited", 1);
-    wait_until("it to be back", || match ask::get(served.port, "/") {
-        Ok(answer) => {
-            assert_eq!(answer, "200 1");
-            Ok(())
-        }
-        Err(error) => Err(error.to_string()),
-    });
+    // One that crashes is brought up again by the next connection, after a pause that grows.
+    for (number, pause_ms) in [(1, 500.0), (2, 1000.0)] {
+        let ps = served.workspace.run(["ps", "--json"]);
+        let record: Value = serde_json::from_str(&ps).unwrap();
+        let init = nix::unistd::Pid::from_raw(record["init"].as_i64().unwrap() as i32);
+        nix::sys::signal::kill(init, Signal::SIGKILL).unwrap();
+        served.wait_for("exited", number);
+        let of_site = |event: &Value| event["site"] == "site";
+        wait_until("it to be back", || match ask::get(served.port, "/") {
+            Ok(answer) => {
+                assert_eq!(answer, "200 1");
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        });
+        let failed: Vec<_> = served
+            .events("failed")
+            .into_iter()
+            .filter(of_site)
+            .collect();
+        assert_eq!(failed.len(), number, "{failed:?}");
+        assert_eq!(failed[number - 1]["pause_ms"], pause_ms);
+    }
     served.end();
 }
 

@@ -192,12 +192,8 @@ fn describe(what: &What) -> String {
             let lines = log.lines().map(|line| format!("\n  {}", printable(line)));
             format!("{instance} {how}{}", lines.collect::<String>())
         }
-        What::Failed {
-            error,
-            refused,
-            pause,
-        } => format!(
-            "cannot be brought up, tried again in {:.1} s ({refused} connections refused): {}",
+        What::Failed { error, pause } => format!(
+            "cannot be brought up, tried again in {:.1} s: {}",
             pause.as_secs_f64(),
             printable(error)
         ),
@@ -233,12 +229,8 @@ fn describe_json(what: &What) -> Value {
             status,
             log,
         } => json!({ "event": "exited", "instance": instance, "status": status, "log": log }),
-        What::Failed {
-            error,
-            refused,
-            pause,
-        } => json!({
-            "event": "failed", "error": error, "refused": refused, "pause_ms": ms(pause),
+        What::Failed { error, pause } => json!({
+            "event": "failed", "error": error, "pause_ms": ms(pause),
         }),
         What::Warned { text } => json!({ "event": "warned", "text": text }),
     }

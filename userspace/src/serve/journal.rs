@@ -61,10 +61,9 @@ pub enum What {
         /// The last lines that it wrote.
         log: String,
     },
-    /// It cannot be brought up; what waited was ended.
+    /// It cannot be brought up; connections are refused for a while.
     Failed {
         error: String,
-        refused: usize,
         /// Until it is tried again.
         pause: Duration,
     },

@@ -21,6 +21,9 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(6
 /// A server that ends by itself within this time does not work.
 const PROBATION: Duration = Duration::from_secs(10);
 
+/// How long a connection to a site that cannot be brought up waits until it is refused.
+const REFUSAL_DELAY: Duration = Duration::from_millis(20);
+
 /// How often it is looked at what nothing tells of, at most.
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -112,7 +115,11 @@ impl Site {
                 self.fail(&chain(&error));
             }
             match self.next().await {
-                Seen::Connection if self.is_paused() => drop(self.fleet.socket.refuse_waiting()),
+                Seen::Connection if self.is_paused() => {
+                    // The proxy is to know why before it sees its connection end.
+                    tokio::time::sleep(REFUSAL_DELAY).await;
+                    self.fleet.socket.refuse_waiting();
+                }
                 Seen::Connection => self.wake(Cause::Connection).await,
                 Seen::Exit(number) => self.exited(number),
                 Seen::Time => self.look().await,
@@ -194,6 +201,8 @@ impl Site {
             } else if open < self.fleet.fewest() {
                 self.fleet.reduce(Cause::Load);
             } else if idle.zip(idle_since).is_some_and(is_over) {
+                // It has served, and did not fail.
+                self.failures = 0;
                 return self.fleet.sleep(Cause::Idle).await;
             } else {
                 return;
@@ -259,30 +268,26 @@ impl Site {
                 if self.failures > 0 {
                     self.fleet.set_state(State::Ready);
                 }
-                self.failures = 0;
                 self.wakes += 1;
             }
             Err(error) => self.fail(&chain(&error)),
         }
     }
 
-    /// Ends what waits, and leaves the site alone for a while.
+    /// Leaves the site alone for a while. What waits meanwhile is refused.
     fn fail(&mut self, error: &str) {
         let factor = 1_u32 << self.failures.min(16);
         let pause = PAUSES[0].saturating_mul(factor).min(PAUSES[1]);
         self.failures += 1;
         self.paused_until = Some(Instant::now() + pause);
-        // What serves may take them.
-        let refused = match self.fleet.is_asleep() {
-            true => self.fleet.socket.refuse_waiting(),
-            false => 0,
-        };
-        self.fleet.set_state(State::Failed {
-            retry_after_s: pause.as_secs_f64().ceil() as u32,
-        });
+        // What serves takes what waits.
+        if self.fleet.is_asleep() {
+            self.fleet.set_state(State::Failed {
+                retry_after_s: pause.as_secs_f64().ceil() as u32,
+            });
+        }
         self.fleet.tell(What::Failed {
             error: error.to_owned(),
-            refused,
             pause,
         });
     }
@@ -294,7 +299,9 @@ impl Site {
 
     fn exited(&mut self, number: usize) {
         let lived = self.fleet.exited(number);
-        if lived < PROBATION && self.fleet.is_asleep() {
+        if lived >= PROBATION {
+            self.failures = 0;
+        } else if self.fleet.is_asleep() {
             self.fail("the server has ended soon after it was brought up");
         }
     }

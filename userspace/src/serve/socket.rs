@@ -110,8 +110,7 @@ impl Socket {
     }
 
     /// Ends the connections that wait in it. Nobody else may take one meanwhile.
-    pub fn refuse_waiting(&self) -> usize {
-        let mut refused = 0;
+    pub fn refuse_waiting(&self) {
         while self.has_connection() {
             let Ok((connection, _)) = acceptfrom_with(&self.descriptor, SocketFlags::CLOEXEC)
             else {
@@ -119,9 +118,7 @@ impl Socket {
             };
             // The other end is told at once that nothing was done with what it has sent.
             let _ = sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
-            refused += 1;
         }
-        refused
     }
 
     /// Removes the file of a Unix socket.
