@@ -351,6 +351,8 @@ fn a_site_that_fails_harms_no_other() {
 
     // One that crashes is brought up again by the next connection, after a pause that grows.
     for (number, pause_ms) in [(1, 500.0), (2, 1000.0)] {
+        // It answers before the gateway has let it go.
+        served.wait_for("woken", number);
         let ps = served.workspace.run(["ps", "--json"]);
         let record: Value = serde_json::from_str(&ps).unwrap();
         let init = nix::unistd::Pid::from_raw(record["init"].as_i64().unwrap() as i32);
