@@ -73,8 +73,9 @@ pub enum InstanceError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub id: String,
-    /// The digest of its image.
-    pub image: String,
+    /// The digest of its image; none if it was started cold.
+    #[serde(default)]
+    pub image: Option<String>,
     /// Milliseconds since the Unix epoch.
     pub started_ms: u64,
     /// Pid 1 of its namespace, as the host sees it.
@@ -179,6 +180,12 @@ impl Folder {
             .mode(0o600)
             .open(&path)
             .map_err(write_error(&path))
+    }
+
+    /// The last lines of this log.
+    pub fn last_lines(&self) -> String {
+        let log = fs::File::open(self.path.join(OUTPUT));
+        log.and_then(running::last_lines).unwrap_or_default()
     }
 
     /// Makes the instance known.

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Bytes, Milliseconds, Report, print, printable, table};
 use crate::{
     error::Error,
+    fit::Finding,
     instance::describe_status,
     memory::Memory,
     serve::{Cause, Config, Event, Status, What},
@@ -25,6 +26,7 @@ impl Cause {
             Self::Load => "more connections than it is to have",
             Self::Idle => "no connection for long enough",
             Self::MaxLife => "it has lived for long enough",
+            Self::Image => "there is a new image",
             Self::Removed => "it is served no more",
         }
     }
@@ -197,6 +199,28 @@ fn describe(what: &What) -> String {
             pause.as_secs_f64(),
             printable(error)
         ),
+        What::Cold { reason } => {
+            let reason = reason.to_string();
+            format!("starts cold: {}", printable(&reason))
+        }
+        What::Stale { findings } => {
+            let lines = findings.iter().map(|finding| {
+                let finding = finding.to_string();
+                format!("\n  {}", printable(&finding))
+            });
+            let lines: String = lines.collect();
+            format!("is captured again, as its image may be stale:{lines}")
+        }
+        What::Recaptured { image, took } => format!(
+            "has a new image after {:.1} s: {}",
+            took.as_secs_f64(),
+            image.chars().take(12).collect::<String>()
+        ),
+        What::NotRecaptured { error, pause } => format!(
+            "could not be captured again, tried at the earliest in {:.0} s: {}",
+            pause.as_secs_f64(),
+            printable(error)
+        ),
         What::Warned { text } => printable(text).into_owned(),
     }
 }
@@ -231,6 +255,19 @@ fn describe_json(what: &What) -> Value {
         } => json!({ "event": "exited", "instance": instance, "status": status, "log": log }),
         What::Failed { error, pause } => json!({
             "event": "failed", "error": error, "pause_ms": ms(pause),
+        }),
+        What::Cold { reason } => json!({
+            "event": "cold", "reason": reason.code(), "description": reason.to_string(),
+        }),
+        What::Stale { findings } => json!({
+            "event": "stale",
+            "findings": findings.iter().map(Finding::to_json).collect::<Vec<_>>(),
+        }),
+        What::Recaptured { image, took } => json!({
+            "event": "recaptured", "image": image, "took_ms": ms(took),
+        }),
+        What::NotRecaptured { error, pause } => json!({
+            "event": "not-recaptured", "error": error, "pause_ms": ms(pause),
         }),
         What::Warned { text } => json!({ "event": "warned", "text": text }),
     }

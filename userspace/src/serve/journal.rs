@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::listener::Listener;
+use crate::{cold::ColdReason, fit::Finding, listener::Listener};
 
 /// Something that happened to a site.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub enum Cause {
     Idle,
     /// It has lived for long enough.
     MaxLife,
+    /// There is a new image.
+    Image,
     /// The gateway ends, or no longer has the site.
     Removed,
 }
@@ -67,6 +69,14 @@ pub enum What {
         /// Until it is tried again.
         pause: Duration,
     },
+    /// Its image cannot be restored, so that its server is started cold.
+    Cold { reason: ColdReason },
+    /// Its image may be stale; a new one is made.
+    Stale { findings: Vec<Finding> },
+    /// There is a new image.
+    Recaptured { image: String, took: Duration },
+    /// There is no new image, and none is tried for a while.
+    NotRecaptured { error: String, pause: Duration },
     /// It goes on without something.
     Warned { text: String },
 }

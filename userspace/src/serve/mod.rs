@@ -14,6 +14,7 @@
 //! to end by itself is over. A site is brought up once, however many ask.
 
 pub mod admin;
+mod cold;
 pub mod config;
 mod error;
 mod fleet;
@@ -22,6 +23,7 @@ mod gateway;
 mod journal;
 mod keeper;
 mod places;
+mod recapture;
 mod site;
 pub mod socket;
 
