@@ -167,3 +167,14 @@ fn is_crash(code: u8) -> bool {
     ];
     faults.iter().any(|&signal| i32::from(code) == 128 + signal)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crashes_are_told_from_ends() {
+        assert!(is_crash(139) && is_crash(134));
+        assert!(!is_crash(0) && !is_crash(1) && !is_crash(143) && !is_crash(137));
+    }
+}

@@ -497,7 +497,7 @@ mod tests {
         folder
             .publish(&Record {
                 id: "web-1".into(),
-                image: "0".into(),
+                image: Some("0".into()),
                 started_ms: 0,
                 init: HostPid(1),
                 detached: true,
