@@ -118,7 +118,7 @@ enum Seen {
     Connection,
     /// The instance with that number has ended.
     Exit(usize),
-    Started(Started),
+    Started(Box<Started>),
     /// There is a new image after this time, or why there is none.
     Recaptured(Result<Duration, String>),
     Time,
@@ -163,7 +163,7 @@ impl Site {
                 }
                 Seen::Connection => self.wake(Cause::Connection).await,
                 Seen::Exit(number) => self.exited(number),
-                Seen::Started(started) => self.started(started).await,
+                Seen::Started(started) => self.started(*started).await,
                 Seen::Recaptured(outcome) => self.recaptured(outcome).await,
                 Seen::Time => self.look().await,
                 Seen::Order(None) => return self.fleet.leave(false).await,
@@ -193,7 +193,7 @@ impl Site {
             biased;
             order = self.orders.recv() => Seen::Order(order),
             number = self.fleet.exit() => Seen::Exit(number),
-            Some(Ok(started)) = self.starting.join_next() => Seen::Started(started),
+            Some(Ok(started)) = self.starting.join_next() => Seen::Started(Box::new(started)),
             outcome = self.recaptures.ended() => Seen::Recaptured(outcome),
             () = connection => Seen::Connection,
             () = pause => Seen::Time,
