@@ -2,12 +2,14 @@
 
 use std::fs;
 
+use nix::sys::signal::Signal;
+
 use super::{Client, SERVER, Served};
 use crate::support::{Workspace, ask, expect, free_port, wait_until};
 
 /// As the other server, but it answers what it has read at its start.
 const READER: &str = r#"
-import http.server, os, socketserver, sys
+import http.server, os, socket, socketserver, sys
 text = open(sys.argv[1], "rb").read()
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -23,6 +25,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Unix(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     pass
 if "/" in sys.argv[2]:
+    # As php-fpm looks.
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(sys.argv[2]) == 0:
+            sys.exit("another one serves it")
     if os.path.exists(sys.argv[2]):
         os.unlink(sys.argv[2])
     server = Unix(sys.argv[2], Handler)
@@ -73,6 +79,61 @@ fn a_stale_image_is_captured_again_and_rolled_in() {
         }
     });
     assert_eq!(served.ask(), "200 two");
+    served.end();
+}
+
+/// Waits for connections by epoll, as most servers do; answers how often it was asked.
+const ASYNCHRONOUS: &str = r#"
+import asyncio, sys
+asked = int(sys.argv[2])
+async def serve(reader, writer):
+    global asked
+    while await reader.readuntil(b"\r\n\r\n"):
+        asked += 1
+        text = str(asked)
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n"
+        writer.write((head + text).encode())
+        await writer.drain()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
+    await server.serve_forever()
+asyncio.run(main())
+"#;
+
+#[test]
+fn a_new_image_takes_all_new_connections() {
+    let mut served = Served::new();
+    let script = served.workspace.write("server.py", ASYNCHRONOUS);
+    let captured = free_port().to_string();
+    let capture = |served: &Served, begin: &str| {
+        let words = ["capture", "--name", "site", "--", "/usr/bin/python3"];
+        let words = words.into_iter().chain([&*script, &captured, begin]);
+        served.workspace.run(words);
+    };
+    capture(&served, "0");
+    served.start("drain = '20s'\nrecapture = false");
+    let mut client = Client::connect(served.port);
+    assert_eq!(client.ask(), "1");
+    served.wait_for("woken", 1);
+    capture(&served, "1000");
+    served.signal(Signal::SIGHUP);
+    let woken = served.wait_for("woken", 2);
+    assert_eq!(woken[1]["cause"], "image");
+    wait_until("the old one to take no more", || {
+        match Client::connect(served.port).ask().parse::<u32>().unwrap() {
+            answer if answer > 1000 => Ok(()),
+            answer => Err(answer.to_string()),
+        }
+    });
+    for number in 2..=30 {
+        // Those that there are stay, and all others are for the new one.
+        assert!(Client::connect(served.port).ask().parse::<u32>().unwrap() > 1000);
+        assert!(client.ask().parse::<u32>().unwrap() < 1000, "{number}");
+    }
+    assert!(served.events("ended").is_empty());
+    drop(client);
+    let ended = served.wait_for("ended", 1);
+    assert_eq!(ended[0]["cause"], "image");
     served.end();
 }
 

@@ -4,6 +4,7 @@
 //! and has accepted nothing can be ended without anybody noticing.
 
 use std::{
+    os::fd::AsFd as _,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::{
     cold::Cold,
-    config,
+    config, drain,
     gateway::Shared,
     journal::{Cause, What},
     site::Status,
@@ -299,14 +300,24 @@ impl Fleet {
 
     /// Has instances leave, as there are others in their place.
     pub fn retire(&mut self, cause: Cause, instances: &[String]) {
-        let until = Instant::now() + self.config.drain;
         let is_meant = |running: &mut Running| instances.contains(&running.record().id);
-        let retired = self.serving.extract_if(.., is_meant);
-        self.leaving.extend(retired.map(|running| Leaving {
+        let retired: Vec<_> = self.serving.extract_if(.., is_meant).collect();
+        for running in retired {
+            self.dismiss(running, cause);
+        }
+    }
+
+    /// Has an instance take no more connections, and end when it has none any more.
+    fn dismiss(&mut self, running: Running, cause: Cause) {
+        let socket = self.socket.descriptor.as_fd();
+        if let Err(error) = drain::take_no_more(running.record().init, socket) {
+            tracing::debug!("{} still takes connections: {error}", running.record().id);
+        }
+        self.leaving.push(Leaving {
             running,
             cause,
-            until,
-        }));
+            until: Instant::now() + self.config.drain,
+        });
     }
 
     /// The instances that serve or stand by and are not of the image that there is now; those that stand by
@@ -327,13 +338,8 @@ impl Fleet {
 
     /// Has one instance leave.
     pub fn reduce(&mut self, cause: Cause) {
-        let until = Instant::now() + self.config.drain;
         if let Some(running) = self.serving.pop() {
-            self.leaving.push(Leaving {
-                running,
-                cause,
-                until,
-            });
+            self.dismiss(running, cause);
         }
     }
 

@@ -16,6 +16,7 @@
 pub mod admin;
 mod cold;
 pub mod config;
+mod drain;
 mod error;
 mod fleet;
 mod front;

@@ -2,8 +2,9 @@
 //! while something else listens at its own.
 //!
 //! A seccomp filter stops bind(2) of the command and of all that it starts, and init answers it. The
-//! command sees a call that went well. Its own Unix socket from before, which servers tend to remove
-//! first, is not removed, as it is not its own here.
+//! command sees a call that went well. Servers tend to remove their own Unix socket of before, and some look
+//! first whether another serves it; here it is not their own, so it is not removed, and nobody seems to be
+//! there.
 //!
 //! Invariant: calls that concern no listener of the plan are carried out as ever.
 
@@ -56,9 +57,9 @@ pub enum Instead {
     At(Listener),
 }
 
-/// The calls that are stopped: bind(2), and those that remove a file.
-const CALLS: &[u32] = &[
-    libc::SYS_bind as u32,
+/// The calls that are stopped for a Unix socket besides bind(2).
+const ON_FILES: &[u32] = &[
+    libc::SYS_connect as u32,
     libc::SYS_unlinkat as u32,
     #[cfg(target_arch = "x86_64")]
     {
@@ -66,18 +67,23 @@ const CALLS: &[u32] = &[
     },
 ];
 
-/// The filter that stops them.
-pub fn program() -> Vec<Instruction> {
+/// The filter that stops the calls that may concern these listeners.
+pub fn program(bound: &[Bound]) -> Vec<Instruction> {
     use libc::{BPF_ABS, BPF_IMM, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
     let load = |offset: usize| statement(BPF_LD | BPF_W | BPF_ABS, offset as u32);
     let is = |value: u32, yes: u8, no: u8| jump(BPF_JMP | BPF_JEQ | BPF_K, value, yes, no);
-    let count = CALLS.len() as u8;
+    let is_unix = |bound: &Bound| matches!(bound.asked, Listener::Unix { .. });
+    let mut calls = vec![libc::SYS_bind as u32];
+    if bound.iter().any(is_unix) {
+        calls.extend(ON_FILES);
+    }
+    let count = calls.len() as u8;
     let mut filter = vec![
         load(offset_of!(libc::seccomp_data, arch)),
         is(NATIVE, 0, count + 1),
         load(offset_of!(libc::seccomp_data, nr)),
     ];
-    filter.extend((0..count).map(|place| is(CALLS[usize::from(place)], count - place, 0)));
+    filter.extend((0..count).map(|place| is(calls[usize::from(place)], count - place, 0)));
     filter.extend([
         statement(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW),
         statement(BPF_LD | BPF_IMM, MARK),
@@ -119,18 +125,19 @@ impl<'a> Binder<'a> {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let is_bind = call.data.nr == libc::SYS_bind as i32;
-        let (answer, bound) = match is_bind {
-            true => match self.bind(&call) {
+        let (answer, bound) = match libc::c_long::from(call.data.nr) {
+            libc::SYS_bind => match self.bind(&call) {
                 Ok(None) => (Answer::Continue, None),
                 Ok(bound) => (Answer::Return(0), bound),
-                Err(error) => (
-                    Answer::Return(error.raw_os_error().unwrap_or(libc::EIO)),
-                    None,
-                ),
+                Err(error) => {
+                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                    (Answer::Return(errno), None)
+                }
             },
-            false if self.keeps(&call) => (Answer::Return(0), None),
-            false => (Answer::Continue, None),
+            libc::SYS_connect if self.is_asked(&call) => (Answer::Return(libc::ECONNREFUSED), None),
+            libc::SYS_connect => (Answer::Continue, None),
+            _ if self.keeps(&call) => (Answer::Return(0), None),
+            _ => (Answer::Continue, None),
         };
         match seccomp::answer(self.listener(), call.id, answer) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -173,6 +180,18 @@ impl<'a> Binder<'a> {
             }
         }
         Ok(Some(place))
+    }
+
+    /// Whether a process connects to one of these Unix sockets.
+    fn is_asked(&self, call: &Notification) -> bool {
+        let [_, address, length, ..] = call.data.args;
+        match read_listener(call.pid, address, length) {
+            Some(asked @ Listener::Unix { .. }) => {
+                let mut bound = self.bound.iter();
+                bound.any(|bound| is_same(call.pid, &bound.asked, &asked))
+            }
+            _ => false,
+        }
     }
 
     /// Whether a file that is to be removed is a socket that listens.
@@ -297,6 +316,7 @@ fn is_closed_by_exec(pid: u32, number: RawFd) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listener::Wanted;
 
     #[test]
     fn addresses_are_read_as_the_kernel_takes_them() {
@@ -328,12 +348,18 @@ mod tests {
 
     #[test]
     fn the_filter_is_known_again_and_jumps_within_itself() {
-        let program = program();
-        let is_mark = |instruction: &Instruction| instruction.k == MARK;
-        assert!(program.iter().any(is_mark));
-        for (at, instruction) in program.iter().enumerate() {
-            let furthest = at + 1 + usize::from(instruction.jt.max(instruction.jf));
-            assert!(furthest < program.len() || instruction.code == 6);
+        for asked in ["tcp:127.0.0.1:80", "unix:/run/a.sock"] {
+            let Ok(Wanted::Exactly(asked)) = asked.parse() else {
+                panic!("{asked} is no listener");
+            };
+            let instead = Instead::Handed(0);
+            let program = program(&[Bound { asked, instead }]);
+            let is_mark = |instruction: &Instruction| instruction.k == MARK;
+            assert!(program.iter().any(is_mark));
+            for (at, instruction) in program.iter().enumerate() {
+                let furthest = at + 1 + usize::from(instruction.jt.max(instruction.jf));
+                assert!(furthest < program.len() || instruction.code == 6);
+            }
         }
     }
 }

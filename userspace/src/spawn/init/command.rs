@@ -54,7 +54,7 @@ impl Init<'_> {
             Ok(sys::Fork::Child) => {
                 drop(go);
                 if let Some((_, theirs)) = filter
-                    && let Err(error) = sys::seccomp::listen(&bind::program())
+                    && let Err(error) = sys::seccomp::listen(&bind::program(&self.plan.bound))
                         .and_then(|listener| send_descriptor(theirs.as_fd(), listener.as_fd()))
                 {
                     report.send(Step::Bind, &error)
