@@ -1,5 +1,5 @@
 //! Floods of connections to sites that sleep: what they cost the gateway and the host is bounded, and
-//! other sites do not notice.
+//! other sites do not notice. And many sites.
 
 use std::{
     fs,
@@ -58,10 +58,46 @@ impl Held {
     }
 }
 
+/// A command with few descriptors, and the right to have more.
+fn below_prlimit(command: &Command) -> Command {
+    let mut limited = Command::new("prlimit");
+    limited.args(["--nofile=64:4096", "--"]);
+    limited.arg(command.get_program()).args(command.get_args());
+    let set = command.get_envs();
+    limited.envs(set.filter_map(|(name, value)| Some((name, value?))));
+    limited.current_dir(command.get_current_dir().unwrap());
+    limited
+}
+
 /// How often a site was brought up.
 fn woken(served: &Served, site: &str) -> usize {
     let of_site = |event: &&serde_json::Value| event["site"] == site;
     served.events("woken").iter().filter(of_site).count()
+}
+
+#[test]
+fn more_sites_than_the_soft_limit_of_descriptors_allows() {
+    const SITES: u16 = 60;
+    let mut served = Served::new();
+    let ports: Vec<u16> = (0..SITES).map(|_| free_port()).collect();
+    let sites = ports.iter().enumerate();
+    let text: String = sites
+        .map(|(number, port)| {
+            format!("[site.site-{number}]\nimage = 'site'\nlisten = {port}\nidle = '100ms'\n")
+        })
+        .collect();
+    let path = served.workspace.write("serve.toml", &text);
+    let command = served.workspace.warmimg(["--json", "serve", "-c", &path]);
+    let mut command = below_prlimit(&command);
+    command.stdout(fs::File::create(served.log()).unwrap());
+    served.gateway = Some(Killed(command.spawn().unwrap()));
+    served.wait_for("listening", SITES.into());
+    for port in [ports[0], *ports.last().unwrap()] {
+        assert_eq!(ask::get(port, "/").unwrap(), "200 1");
+    }
+    served.wait_for("ended", 2);
+    assert_eq!(served.events("failed").len(), 0);
+    served.end();
 }
 
 #[test]
