@@ -9,7 +9,7 @@ use super::Gateway;
 use crate::{
     Bench, memory,
     results::{Finding, Measured, Row},
-    support::{Workspace, servers},
+    support::{Workspace, servers, wait_until},
     throughput::ticks,
 };
 
@@ -18,6 +18,9 @@ const WAKES: usize = 8;
 
 /// How long sleeping gateways are looked at.
 const REST: Duration = Duration::from_secs(3);
+
+/// Who has done nothing for this long is done.
+const SETTLED: Duration = Duration::from_millis(200);
 
 /// What was seen of a gateway. A sample for each start, but of the wakes.
 #[derive(Default)]
@@ -144,7 +147,16 @@ fn rest(gateways: &[&Gateway], seen: &mut [Seen]) {
             .map(|gateway| used(gateway))
             .collect::<Vec<_>>()
     };
-    let before = used();
+    let mut before = used();
+    // They have told that they listen before they were done.
+    wait_until("the gateways to be done", || {
+        thread::sleep(SETTLED);
+        let last = std::mem::replace(&mut before, used());
+        match last == before {
+            true => Ok(()),
+            false => Err(format!("{last:?}")),
+        }
+    });
     thread::sleep(REST);
     for ((before, after), seen) in before.iter().zip(used()).zip(seen) {
         seen.ticks.push((after.0 - before.0) as f64);

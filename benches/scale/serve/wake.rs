@@ -14,6 +14,9 @@ const SUBJECTS: [Subject; 2] = [
     ("Rails", |_| servers::rails_on_puma()),
 ];
 
+/// How many instances there are while all sites sleep.
+const STANDING_BY: usize = 2;
+
 /// What was seen of a way to come up, a sample for each round.
 #[derive(Default)]
 struct Seen {
@@ -36,45 +39,43 @@ pub fn measure(bench: &Bench, runs: usize) -> Measured {
         let server = make(&workspace);
         bench.capture(&workspace, &server, "server");
         let settings = "image = 'server'\nidle = '100ms'";
+        let site = |name: &str, more| (name.to_owned(), format!("{settings}\n{more}"));
         let sites = [
-            ("asleep".to_owned(), settings.to_owned()),
-            ("frozen".to_owned(), format!("{settings}\nstandby = 1")),
+            site("asleep", ""),
+            site("frozen", "standby = 1"),
+            site("copied", "standby = 1\nmemory = 'copy'"),
         ];
         let (gateway, ports) = Gateway::start(&workspace, &sites);
-        let mut restored = vec![];
-        let (mut asleep, mut frozen, mut awake) = (Seen::default(), Seen::default(), vec![]);
+        let (mut restored, mut awake) = (vec![], vec![]);
+        let mut woken: [Seen; 3] = Default::default();
         // The first round fills the page cache.
         for round in 0..=runs {
-            let mut turns = [0, 1, 2];
-            turns.rotate_left(round % 3);
+            let mut turns = [0, 1, 2, 3];
+            turns.rotate_left(round % 4);
             for turn in turns {
-                gateway.wait_for_sleep(1);
-                let seen = match turn {
-                    0 => {
-                        restored.push(bench.first_byte(&workspace, &server, "server"));
-                        continue;
-                    }
-                    1 => &mut asleep,
-                    _ => &mut frozen,
+                gateway.wait_for_sleep(STANDING_BY);
+                let Some(site) = usize::checked_sub(turn, 1) else {
+                    restored.push(bench.first_byte(&workspace, &server, "server"));
+                    continue;
                 };
-                let first_byte = bench.answer(ports[turn - 1]);
-                seen.first_byte.push(first_byte);
-                if turn == 1 {
-                    awake.push(bench.answer(ports[0]));
+                woken[site].first_byte.push(bench.answer(ports[site]));
+                if site == 0 {
+                    awake.push(bench.answer(ports[site]));
                 }
                 // It answers before the gateway has let it go.
-                gateway.wait_for_sleep(1);
-                seen.woken.push(gateway.last_wake());
+                gateway.wait_for_sleep(STANDING_BY);
+                woken[site].woken.push(gateway.last_wake());
             }
         }
         gateway.end();
         for samples in [&mut restored, &mut awake] {
             samples.remove(0);
         }
-        for seen in [&mut asleep, &mut frozen] {
+        for seen in &mut woken {
             seen.first_byte.remove(0);
             seen.woken.remove(0);
         }
+        let [asleep, frozen, copied] = woken;
         let pairs = asleep.first_byte.iter().zip(&restored);
         let longer: Vec<f64> = pairs.map(|(asleep, restored)| asleep - restored).collect();
         let finding = |what, samples| {
@@ -99,6 +100,7 @@ pub fn measure(bench: &Bench, runs: usize) -> Measured {
         ));
         rows.push(asleep.row(format!("{name}, asleep")));
         rows.push(frozen.row(format!("{name}, standing by")));
+        rows.push(copied.row(format!("{name}, standing by, `memory = 'copy'`")));
         rows.push(Row::new(format!("{name}, the request after")).with("first byte", "ms", awake));
     }
     Measured { rows, findings }
