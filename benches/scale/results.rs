@@ -169,7 +169,10 @@ pub fn store(path: &Path, measurement: Measurement) {
 
 /// A table of what was measured of a part, with the findings below.
 pub fn tables(measurements: &[&Measurement]) -> String {
-    let heading = |figure: &Figure| format!("{}, {}", figure.name, figure.unit);
+    let heading = |figure: &Figure| match figure.unit.as_str() {
+        "" => figure.name.clone(),
+        unit => format!("{}, {unit}", figure.name),
+    };
     let mut headings = vec![String::new()];
     for row in measurements.iter().flat_map(|found| &found.measured.rows) {
         for figure in &row.figures {

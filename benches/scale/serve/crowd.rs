@@ -24,7 +24,6 @@ struct Seen {
 
 impl Seen {
     fn add(&mut self, first_bytes: &[f64], workspace: &Workspace) {
-        assert_eq!(first_bytes.len(), SITES);
         self.answered
             .push(first_bytes.iter().copied().fold(0.0, f64::max));
         self.median.push(statistics::median(first_bytes));
@@ -48,15 +47,31 @@ pub fn measure(bench: &Bench, runs: usize) -> Measured {
         .map(|number| (format!("site-{number}"), settings.clone()))
         .collect();
     let (mut woken, mut by_hand) = (Seen::default(), Seen::default());
+    let mut answered = vec![];
     // Fills the page cache.
     bench.bring_up(&workspace, &server, "server", 1);
     bench.stop_all(&workspace);
     for _ in 0..runs {
         let (gateway, ports) = Gateway::start(&workspace, &sites);
         let begun = Instant::now();
-        let answers = async { tokio::time::timeout(LIMIT, ask::first_bytes(&ports, begun)).await };
-        let first_bytes = bench.runtime.block_on(answers).expect("all answer");
-        let first_bytes: Vec<f64> = first_bytes.into_iter().map(ms).collect();
+        let first_bytes: Vec<f64> = bench.runtime.block_on(async {
+            // Each asks once: a site that sleeps refuses nobody.
+            let clients: Vec<_> = ports
+                .iter()
+                .map(|&port| tokio::spawn(ask::connect_and_ask(port)))
+                .collect();
+            let mut first_bytes = vec![];
+            for client in clients {
+                let answer = tokio::time::timeout(LIMIT, client).await;
+                match answer.expect("an end").unwrap() {
+                    Ok(answered) => first_bytes.push(ms(answered.first_byte - begun)),
+                    Err(error) => eprintln!("a site has not answered: {error}"),
+                }
+            }
+            first_bytes
+        });
+        bench.heed();
+        answered.push(first_bytes.len() as f64);
         woken.add(&first_bytes, &workspace);
         // It answers before the gateway has let it go.
         journal::wait_for(&gateway.log, "woken", SITES);
@@ -66,14 +81,14 @@ pub fn measure(bench: &Bench, runs: usize) -> Measured {
         bench.stop_all(&workspace);
     }
     let ratio = Pairs::new(&woken.answered, &by_hand.answered).ratio();
+    let fewest = answered.iter().copied().fold(f64::INFINITY, f64::min);
+    let fewest = statistics::estimate_median(&[fewest]);
     let all = statistics::estimate_median(&woken.answered);
+    let asked = format!("of {SITES} sites asked at the same moment");
     let findings = vec![
-        Finding::new(
-            format!("{SITES} sites asked at the same moment: all answered"),
-            "ms",
-            all,
-        )
-        .at_most(1000.0),
+        Finding::new(format!("{asked}, answered in the worst run"), "", fewest)
+            .at_least(SITES as f64),
+        Finding::new(format!("{asked}, the last has answered after"), "ms", all),
         Finding::new("the same, of restores by hand", "x", ratio),
     ];
     Measured {
