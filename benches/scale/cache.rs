@@ -3,13 +3,10 @@
 use warmimg::bench::statistics::Pairs;
 
 use crate::{
-    Bench,
+    Bench, Subject,
     results::{Finding, Measured, Row},
-    support::{Workspace, server::Server, servers},
+    support::{Workspace, servers},
 };
-
-/// A name, and what makes the server.
-type Subject = (&'static str, fn(&Workspace) -> Server);
 
 const SUBJECTS: [Subject; 3] = [
     ("FastAPI", |_| servers::fastapi_on_uvicorn()),

@@ -1,7 +1,8 @@
 //! Restores at scale: `cargo xtask bench scale [--part NAME]… [--runs N] [--restore-option X]…`.
 //!
-//! Measures how restores do with large heaps, many copies, load, and a cold page cache, and how the
-//! proxy does against another. Each `--restore-option` is given to every `warmimg restore`, so that
+//! Measures how restores do with large heaps, many copies, load, and a cold page cache, how the
+//! proxy does against another, and what sites cost and how they wake (`--part serve`, which is all parts
+//! whose names begin so). Each `--restore-option` is given to every `warmimg restore`, so that
 //! ways to restore can be compared: what was measured with other options before is kept beside.
 //! Results go to
 //! `benches/results/scale.json`; `cargo xtask bench --document` writes BENCHMARKS.md from it.
@@ -23,6 +24,7 @@ mod memory;
 mod proxy;
 mod restores;
 mod results;
+mod serve;
 #[path = "../../tests/support/mod.rs"]
 #[expect(
     dead_code,
@@ -30,6 +32,7 @@ mod results;
 )]
 mod support;
 mod throughput;
+mod wrk;
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -42,13 +45,21 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// A part, how many runs it has unless told, and what measures it.
 type Part = (&'static str, usize, fn(&Bench, usize) -> Measured);
 
-const PARTS: [Part; 6] = [
+/// A name, and what makes the server.
+type Subject = (&'static str, fn(&Workspace) -> Server);
+
+const PARTS: [Part; 11] = [
     ("heap", 15, heap::measure),
     ("copies", 3, copies::measure),
     ("crowd", 5, crowd::measure),
     ("throughput", 5, throughput::measure),
     ("proxy", 7, proxy::measure),
     ("cold-cache", 15, cache::measure),
+    ("serve-wake", 21, serve::wake::measure),
+    ("serve-awake", 7, serve::awake::measure),
+    ("serve-many", 3, serve::many::measure),
+    ("serve-boundary", 10, serve::boundary::measure),
+    ("serve-crowd", 7, serve::crowd::measure),
 ];
 
 /// What all parts share.
@@ -88,7 +99,11 @@ fn main() {
             other => panic!("{other}: there are --part, --runs and --restore-option"),
         }
     }
-    let is_known = |wanted: &String| PARTS.iter().any(|(name, ..)| name == wanted);
+    let is_meant = |name: &str, wanted: &String| {
+        let rest = name.strip_prefix(wanted);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    let is_known = |wanted: &String| PARTS.iter().any(|(name, ..)| is_meant(name, wanted));
     let names = PARTS.map(|(name, ..)| name).join(", ");
     assert!(parts.iter().all(is_known), "the parts are {names}");
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -103,7 +118,7 @@ fn main() {
     let userspace = Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = userspace.parent().unwrap().join(results::PATH);
     for (name, default_runs, measure) in PARTS {
-        if !parts.is_empty() && !parts.iter().any(|part| part == name) {
+        if !parts.is_empty() && !parts.iter().any(|part| is_meant(name, part)) {
             continue;
         }
         let runs = runs.unwrap_or(default_runs);
@@ -114,6 +129,7 @@ fn main() {
         // Stored at once: the next part may fail.
         results::store(&path, measurement);
     }
+    println!("{}", results::targets(&results::read(&path)));
     println!("Stored in {}", results::PATH);
 }
 

@@ -17,14 +17,26 @@ const MIB: f64 = (1 << 20) as f64;
 /// The proportional set size of all that runs in a workspace, in MiB: a page that several
 /// processes share counts once in all.
 pub fn pss(workspace: &Workspace) -> f64 {
-    let kib_of = |(pid, _): &(i32, String)| {
-        // One that has just ended has none.
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
-        kib.unwrap_or(0.0)
-    };
-    workspace.processes().iter().map(kib_of).sum::<f64>() / 1024.0
+    let processes = workspace.processes();
+    processes.iter().map(|(pid, _)| pss_kib(*pid)).sum::<f64>() / 1024.0
+}
+
+/// The proportional set size of a process, in KiB.
+pub fn pss_kib(pid: i32) -> f64 {
+    // One that has just ended has none.
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    kib.unwrap_or(0.0)
+}
+
+/// The processes that the first thread of another has started.
+pub fn children(pid: i32) -> Vec<i32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
 }
 
 /// What the machine has in use beside the page cache, in MiB: anonymous and shared memory, and

@@ -7,16 +7,17 @@ use procfs::process::Process;
 use warmimg::{bench::statistics::Pairs, proxy::plan::Upstream};
 
 use crate::{
-    Bench,
+    Bench, Subject,
     gateway::Gateway,
+    memory::children,
     port,
     results::{Finding, Measured, Row},
     support::{self, Workspace, ask::Client, free_port, server::Server, servers},
     throughput::ticks,
+    wrk,
 };
 
-/// A name, and what makes the site.
-type Subject = (&'static str, fn(&Workspace) -> Server);
+const CONNECTIONS: u32 = 32;
 
 const SUBJECTS: [Subject; 2] = [
     ("nginx", |workspace| {
@@ -92,14 +93,6 @@ pub fn measure(_: &Bench, runs: usize) -> Measured {
     Measured { rows, findings }
 }
 
-fn children(pid: i32) -> Vec<i32> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
-}
-
 /// Asks for five seconds, after one to warm up.
 fn observe(port: u16, pids: &[i32], seen: &mut Seen) {
     let cpu = || -> u64 {
@@ -107,57 +100,13 @@ fn observe(port: u16, pids: &[i32], seen: &mut Seen) {
             .map(|&pid| Process::new(pid).map_or(0, ticks))
             .sum()
     };
-    load(port, "1s");
+    wrk::load(port, CONNECTIONS, 1);
     let before = cpu();
-    let text = load(port, "5s");
+    let answered = wrk::load(port, CONNECTIONS, 5);
     let cpu_seconds = (cpu() - before) as f64 / procfs::ticks_per_second() as f64;
-    let is_bad = |line: &&str| line.contains("Non-2xx") || line.contains("Socket errors");
-    assert_eq!(text.lines().find(is_bad), None);
-    let words = |start: &str| {
-        let mut lines = text.lines().map(str::trim);
-        lines
-            .find_map(|line| line.strip_prefix(start))
-            .unwrap()
-            .trim()
-            .to_owned()
-    };
-    let requests = text
-        .lines()
-        .find_map(|line| line.trim().split_once(" requests in "));
-    let requests: f64 = requests.unwrap().0.parse().unwrap();
-    seen.per_second
-        .push(words("Requests/sec:").parse().unwrap());
-    seen.p99_ms.push(milliseconds(&words("99%")));
-    seen.cpu_us.push(cpu_seconds * 1e6 / requests);
-}
-
-/// A time as wrk writes it.
-fn milliseconds(text: &str) -> f64 {
-    let digits = text.trim_end_matches(char::is_alphabetic);
-    let number: f64 = digits.parse().unwrap();
-    match &text[digits.len()..] {
-        "us" => number / 1e3,
-        "ms" => number,
-        "s" => number * 1e3,
-        unit => panic!("a time in {unit}"),
-    }
-}
-
-fn load(port: u16, duration: &str) -> String {
-    let mut wrk = Command::new("wrk");
-    wrk.args([
-        "--threads",
-        "1",
-        "--connections",
-        "32",
-        "--latency",
-        "--duration",
-        duration,
-    ]);
-    wrk.arg(format!("http://127.0.0.1:{port}/"));
-    let output = support::finish(&mut wrk);
-    assert!(output.status.success(), "{}", support::describe(&output));
-    String::from_utf8(output.stdout).unwrap()
+    seen.per_second.push(answered.per_second);
+    seen.p99_ms.push(answered.p99_ms);
+    seen.cpu_us.push(cpu_seconds * 1e6 / answered.requests);
 }
 
 /// An nginx with one location, which runs in the foreground.

@@ -116,6 +116,12 @@ pub struct Up {
 }
 
 impl Bench {
+    /// Panics if the bench was interrupted.
+    pub fn heed(&self) {
+        self.runtime.block_on(tokio::task::yield_now());
+        assert!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
+    }
+
     /// The time from the start of `warmimg restore` in the foreground to the first byte, in
     /// milliseconds. Nothing runs afterwards.
     pub fn first_byte(&self, workspace: &Workspace, server: &Server, image: &str) -> f64 {

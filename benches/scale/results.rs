@@ -54,6 +54,16 @@ pub struct Finding {
     value: f64,
     low: f64,
     high: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target: Option<Target>,
+}
+
+/// What a finding is to be.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Target {
+    AtMost(f64),
+    AtLeast(f64),
 }
 
 impl Row {
@@ -86,7 +96,39 @@ impl Finding {
             value,
             low,
             high,
+            target: None,
         }
+    }
+
+    /// It is to be no more than this.
+    pub fn at_most(mut self, bound: f64) -> Self {
+        self.target = Some(Target::AtMost(bound));
+        self
+    }
+
+    /// It is to be no less than this.
+    pub fn at_least(mut self, bound: f64) -> Self {
+        self.target = Some(Target::AtLeast(bound));
+        self
+    }
+
+    fn figure(&self) -> String {
+        interval(self.value, self.low, self.high, &suffix(&self.unit))
+    }
+
+    /// What it is to be, if that is known, and whether it is so: not certain if its interval has
+    /// values that are and others that are not.
+    fn verdict(&self) -> Option<(String, &'static str)> {
+        let (sign, bound, worst, best) = match self.target? {
+            Target::AtMost(bound) => ('≤', bound, self.high <= bound, self.low <= bound),
+            Target::AtLeast(bound) => ('≥', bound, self.low >= bound, self.high >= bound),
+        };
+        let verdict = match (worst, best) {
+            (true, _) => "yes",
+            (false, true) => "not certain",
+            (false, false) => "no",
+        };
+        Some((format!("{sign} {bound}{}", suffix(&self.unit)), verdict))
     }
 }
 
@@ -127,7 +169,10 @@ pub fn store(path: &Path, measurement: Measurement) {
 
 /// A table of what was measured of a part, with the findings below.
 pub fn tables(measurements: &[&Measurement]) -> String {
-    let heading = |figure: &Figure| format!("{}, {}", figure.name, figure.unit);
+    let heading = |figure: &Figure| match figure.unit.as_str() {
+        "" => figure.name.clone(),
+        unit => format!("{}, {unit}", figure.name),
+    };
     let mut headings = vec![String::new()];
     for row in measurements.iter().flat_map(|found| &found.measured.rows) {
         for figure in &row.figures {
@@ -156,18 +201,50 @@ pub fn tables(measurements: &[&Measurement]) -> String {
             lines.push(cells);
         }
         for finding in &measurement.measured.findings {
-            let Finding {
-                value, low, high, ..
-            } = *finding;
-            let unit = match finding.unit.as_str() {
-                "x" => "x".to_owned(),
-                unit => format!(" {unit}"),
+            let to_be = match finding.verdict() {
+                Some((target, verdict)) => format!(", to be {target}: {verdict}"),
+                None => String::new(),
             };
-            let figure = interval(value, low, high, &unit);
-            let _ = writeln!(findings, "- {}{with}: **{figure}**", finding.name);
+            let figure = finding.figure();
+            let _ = writeln!(findings, "- {}{with}: **{figure}**{to_be}", finding.name);
         }
     }
     format!("{}\n{findings}", aligned(&lines))
+}
+
+/// A table of all findings that are to be something; empty if there are none.
+pub fn targets(measurements: &[Measurement]) -> String {
+    let mut lines = vec![
+        ["", "to be", "measured", "held"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for finding in measurements
+        .iter()
+        .flat_map(|found| &found.measured.findings)
+    {
+        if let Some((target, verdict)) = finding.verdict() {
+            let verdict = verdict.to_owned();
+            lines.push(vec![
+                finding.name.clone(),
+                target,
+                finding.figure(),
+                verdict,
+            ]);
+        }
+    }
+    match lines.len() {
+        1 => String::new(),
+        _ => aligned(&lines),
+    }
+}
+
+/// A unit behind a figure.
+fn suffix(unit: &str) -> String {
+    match unit {
+        "x" | "" => unit.to_owned(),
+        unit => format!(" {unit}"),
+    }
 }
 
 fn interval(value: f64, low: f64, high: f64, unit: &str) -> String {

@@ -1,18 +1,16 @@
 //! Requests per second of a restored server, against one that was started cold, by wrk(1).
 
-use std::process::Command;
-
 use procfs::process::Process;
 use warmimg::bench::statistics::Pairs;
 
 use crate::{
-    Bench, port,
+    Bench, Subject, port,
     results::{Finding, Measured, Row},
     support::{self, Workspace, server::Server, servers},
+    wrk,
 };
 
-/// A name, and what makes the server.
-type Subject = (&'static str, fn(&Workspace) -> Server);
+const CONNECTIONS: u32 = 16;
 
 const SUBJECTS: [Subject; 3] = [
     ("Express", |_| servers::express()),
@@ -91,30 +89,12 @@ fn observe_restored(seen: &mut Seen, bench: &Bench, workspace: &Workspace, serve
 /// Asks a server for five seconds, after five to warm up.
 fn observe(seen: &mut Seen, workspace: &Workspace, server: &Server) {
     server.client.ask_until_answered();
-    load(server);
+    wrk::load(port(server), CONNECTIONS, 5);
     let before = cpu_seconds(workspace);
-    let text = load(server);
+    let answered = wrk::load(port(server), CONNECTIONS, 5);
     let cpu = cpu_seconds(workspace) - before;
-    let is_bad = |line: &&str| line.contains("Non-2xx") || line.contains("Socket errors");
-    let bad: Vec<&str> = text.lines().filter(is_bad).collect();
-    assert!(bad.is_empty(), "{bad:?}");
-    let number = |word: Option<&str>| word.unwrap().trim().parse::<f64>().unwrap();
-    let mut lines = text.lines();
-    let requests = lines.find_map(|line| line.split_once(" requests in "));
-    let requests = number(requests.map(|(requests, _)| requests));
-    let rate = number(lines.find_map(|line| line.strip_prefix("Requests/sec:")));
-    seen.per_second.push(rate);
-    seen.per_cpu_second.push(requests / cpu);
-}
-
-/// Five seconds of requests; returns the report.
-fn load(server: &Server) -> String {
-    let mut wrk = Command::new("wrk");
-    wrk.args(["--threads", "1", "--connections", "16", "--duration", "5s"]);
-    wrk.arg(format!("http://127.0.0.1:{}/", port(server)));
-    let output = support::finish(&mut wrk);
-    assert!(output.status.success(), "{}", support::describe(&output));
-    String::from_utf8(output.stdout).unwrap()
+    seen.per_second.push(answered.per_second);
+    seen.per_cpu_second.push(answered.requests / cpu);
 }
 
 /// The CPU time that all that runs in a workspace has used: other than the rate, it is not less

@@ -9,7 +9,7 @@ use std::{fmt::Write as _, path::Path};
 use results::Measurement;
 
 /// The parts, in the order of the document, each with what it is.
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 11] = [
     (
         "heap",
         "The time from the start of `warmimg restore` to the first byte of the first response, for \
@@ -42,6 +42,33 @@ const PARTS: [(&str, &str); 6] = [
         "First byte of a restore with the page cache of the whole machine dropped, and with what \
          two restores have left in it, in turn.",
     ),
+    (
+        "serve-wake",
+        "Sites of `warmimg serve`, from before the connection to the first byte of the answer, and \
+         `warmimg restore` of the same image, from the start of the command, in turn. One site sleeps; of \
+         another an instance stands by.",
+    ),
+    (
+        "serve-awake",
+        "`wrk --threads 1 --connections 16`, 5 s after 3 s to warm up, of a site of `warmimg serve` and \
+         of two cold starts without it, in turn. Each begins with a new process. How far the two cold \
+         starts are apart is what cannot be told from chance.",
+    ),
+    (
+        "serve-many",
+        "Two gateways at the same time, one with a site, one with a thousand, all of the C server's \
+         image, whose sites wake in turn. The sockets themselves are the kernel's memory and not in it.",
+    ),
+    (
+        "serve-boundary",
+        "Sites that fall asleep 3 ms after their last connection, and clients that wait until about that \
+         moment, connect up to seven times one shortly after the other, and expect whole answers.",
+    ),
+    (
+        "serve-crowd",
+        "Fifty sites that sleep, all asked at the same moment, and fifty restores of the same image \
+         (FastAPI on uvicorn), started at the same moment, in turn.",
+    ),
 ];
 
 /// The section; `date` writes a time in milliseconds since the Unix epoch. Empty if nothing is
@@ -52,6 +79,10 @@ pub fn section(root: &Path, date: fn(u64) -> String) -> String {
         return String::new();
     }
     let mut text = "\n## Scale\n\nMedians with 95 % intervals.\n".to_owned();
+    let targets = results::targets(&stored);
+    if !targets.is_empty() {
+        let _ = write!(text, "\n### Targets\n\n{targets}");
+    }
     for (part, explanation) in PARTS {
         let of_part: Vec<&Measurement> = stored.iter().filter(|found| found.part == part).collect();
         if of_part.is_empty() {

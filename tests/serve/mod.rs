@@ -1,6 +1,7 @@
 //! `warmimg serve`: sites that are brought up by the connection that needs them.
 
 mod cold;
+mod flood;
 mod going_on;
 mod proxy;
 
@@ -18,7 +19,9 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Killed, LIMIT, Workspace, ask, expect, free_port, servers, wait_until};
+use crate::support::{
+    Killed, LIMIT, Workspace, ask, expect, free_port, journal, servers, wait_until,
+};
 
 /// A server that says which one it is: its pid, which each restored one has, and how often it was asked.
 const SERVER: &str = r#"
@@ -108,21 +111,11 @@ impl Served {
 
     /// What the gateways have told, of one kind.
     fn events(&self, kind: &str) -> Vec<Value> {
-        let text = fs::read_to_string(self.log()).unwrap_or_default();
-        let events = text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok());
-        events
-            .filter(|event: &Value| event["event"] == kind)
-            .collect()
+        journal::events(&self.log(), kind)
     }
 
     fn wait_for(&self, kind: &str, count: usize) -> Vec<Value> {
-        wait_until(kind, || match self.events(kind).len() {
-            found if found >= count => Ok(()),
-            _ => Err(fs::read_to_string(self.log()).unwrap_or_default()),
-        });
-        self.events(kind)
+        journal::wait_for(&self.log(), kind, count)
     }
 
     /// Waits until an instance of the only site stands by.

@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod databases;
+pub mod journal;
 pub mod server;
 pub mod servers;
 

@@ -177,8 +177,8 @@ pub fn connected_of(pid: HostPid) -> Vec<Connected> {
     found
 }
 
-/// How many connections to a TCP listener there are, those that wait for being accepted included.
-pub fn established_at(address: SocketAddr) -> usize {
+/// Our own ends of the TCP connections that there are, those that wait for being accepted included.
+pub fn established() -> Vec<SocketAddr> {
     let is_none = |state: &TcpState| {
         matches!(
             state,
@@ -190,12 +190,8 @@ pub fn established_at(address: SocketAddr) -> usize {
                 | TcpState::NewSynRecv
         )
     };
-    let is_at = |local: SocketAddr| {
-        local.port() == address.port()
-            && (address.ip().is_unspecified() || local.ip() == address.ip())
-    };
     let found = tcp_sockets(OWN).filter(|entry| !is_none(&entry.state));
-    found.filter(|entry| is_at(entry.local_address)).count()
+    found.map(|entry| entry.local_address).collect()
 }
 
 /// How many connections a Unix socket has, those that wait for being accepted included.

@@ -24,7 +24,7 @@ Usage: cargo xtask COMMAND [--dry-run]
                     damaged samples for each parser, 20 s each; what makes one fail is kept
   bench [SERVER…]   start-up of the real servers, and the documents made from it; `bench overhead`
                     for what warmimg itself costs, `bench scale` for large heaps, many copies, load,
-                    the proxy
+                    the proxy, sites that sleep
   docs [--check]    write the help texts into README.md (or check them)
 
   --dry-run         only show what would be done";

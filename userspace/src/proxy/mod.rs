@@ -26,4 +26,7 @@ mod stream;
 mod tls;
 mod upstream;
 
-pub use self::run::{ProxyError, run};
+pub use self::{
+    privileges::raise_files,
+    run::{ProxyError, run},
+};

@@ -12,6 +12,7 @@ use std::{
 use tokio::task::JoinSet;
 
 use super::{
+    accepted,
     cold::Cold,
     config, drain,
     gateway::Shared,
@@ -367,11 +368,8 @@ impl Fleet {
 
     /// Whether a process below this init has a connection to the site.
     fn has_accepted(&self, init: HostPid) -> bool {
-        let listeners = [self.socket.listener.clone()];
-        let connections = tree::connections(&tree::descendants(init));
-        connections
-            .iter()
-            .any(|connection| connection.is_inbound(&listeners))
+        let mut pids = tree::descendants(init).into_iter();
+        pids.any(|pid| accepted::has_accepted(pid, &self.socket.listener))
     }
 
     /// Ends an instance; one that stands still at once.
@@ -453,15 +451,20 @@ impl Fleet {
     /// The connections that the site has, and since when it has had none. From now on the kernel tells
     /// when there are more or less than the instances are to have.
     pub fn look(&mut self) -> (i64, Option<Instant>) {
-        let open = self.connections(None).open;
-        // With none it is a matter of time, and not told: else each connection would wake the gateway.
-        let below = if open > 0 {
-            self.fewest().max(1)
-        } else {
-            i64::MIN
-        };
         let above = self.most();
-        let counted = self.connections(Some(Bounds { below, above }));
+        let counted = loop {
+            let open = self.connections(None).open;
+            // With none it is a matter of time, and not told: else each connection would wake the gateway.
+            let below = match open > 0 {
+                true => self.fewest().max(1),
+                false => i64::MIN,
+            };
+            let counted = self.connections(Some(Bounds { below, above }));
+            // The end of one that has come meanwhile would not be told.
+            if open > 0 || counted.open <= 0 {
+                break counted;
+            }
+        };
         if counted.open > 0 {
             self.seen = Some(Instant::now());
             return (counted.open, None);

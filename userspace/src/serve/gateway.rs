@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
@@ -35,7 +36,10 @@ use crate::{
     instance::{self, Running, State},
     listener::Listener,
     private,
-    proxy::plan::{Plan, State as SiteState},
+    proxy::{
+        plan::{Plan, State as SiteState},
+        raise_files,
+    },
     store::Store,
     sys::bpf,
     watch::{
@@ -164,6 +168,8 @@ impl Gateway {
         journal: Box<dyn Fn(&Event)>,
     ) -> Result<Self, GatewayError> {
         let places = places(&store, config)?;
+        // Each site has two descriptors.
+        raise_files();
         let folder = folder(store.root());
         let lock = lock(&folder)?;
         let admin = Admin::listen(&folder).map_err(|source| GatewayError::Folder {
@@ -268,6 +274,9 @@ impl Gateway {
             site.leave(&self.shared, false).await;
         }
         let mut before = self.instances().await?;
+        let new: Vec<SocketAddr> = sockets.values().filter_map(|new| address(new)).collect();
+        let numbers = self.shared.counter.borrow_mut().count(&new)?;
+        let numbers: BTreeMap<SocketAddr, u32> = new.into_iter().zip(numbers).collect();
         for (name, place) in places {
             let site = &config.sites[&name];
             match (sockets.remove(&name), self.sites.get_mut(&name)) {
@@ -275,7 +284,8 @@ impl Gateway {
                     let meant =
                         |running: &mut Running| running.record().site.as_ref() == Some(&name);
                     let adopted = before.extract_if(.., meant).collect();
-                    self.add(&name, site, place, socket, adopted)?;
+                    let number = address(&socket).and_then(|address| numbers.get(&address));
+                    self.add(&name, site, place, socket, number.copied(), adopted);
                 }
                 (None, Some(handle)) => {
                     let _ = handle.orders.send(Order::Configure(Box::new(site.clone())));
@@ -384,12 +394,9 @@ impl Gateway {
         config: &config::Site,
         place: Place,
         socket: Rc<Socket>,
+        number: Option<u32>,
         adopted: Vec<Running>,
-    ) -> Result<(), GatewayError> {
-        let number = match &socket.listener {
-            Listener::Tcp { address } => Some(self.shared.counter.borrow_mut().count(*address)?),
-            Listener::Unix { .. } => None,
-        };
+    ) {
         self.shared.tell(
             name,
             What::Listening {
@@ -416,7 +423,6 @@ impl Gateway {
             task: tokio::task::spawn_local(site.run()),
         };
         self.sites.insert(name.to_owned(), handle);
-        Ok(())
     }
 
     /// Passes on what the kernel tells, and answers those who ask, until that fails. Can be cancelled.
@@ -496,6 +502,14 @@ fn plan(
     let plan = |proxy| config::plan(proxy, &config.sites, listeners);
     let plan = config.proxy.as_ref().map(plan).transpose();
     plan.map_err(|(path, source)| GatewayError::Certificate { path, source })
+}
+
+/// Where a socket listens by TCP.
+fn address(socket: &Socket) -> Option<SocketAddr> {
+    match socket.listener {
+        Listener::Tcp { address } => Some(address),
+        Listener::Unix { .. } => None,
+    }
 }
 
 /// The folder of the gateway of a store.

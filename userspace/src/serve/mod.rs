@@ -13,6 +13,7 @@
 //! Invariants: an instance is ended only when none of its connections is left, or when its time
 //! to end by itself is over. A site is brought up once, however many ask.
 
+mod accepted;
 pub mod admin;
 mod cold;
 pub mod config;

@@ -91,29 +91,53 @@ impl Counter {
         Ok((counter, Told(told)))
     }
 
-    /// Counts the connections to this address.
+    /// Counts the connections to these addresses; returns their numbers. All at once: to see which connections
+    /// there are already takes the kernel milliseconds.
     ///
     /// # Errors
     /// See [`WatchError`].
-    pub fn count(&mut self, address: SocketAddr) -> Result<u32, WatchError> {
+    pub fn count(&mut self, addresses: &[SocketAddr]) -> Result<Vec<u32>, WatchError> {
         /// How often it is tried to look while no connection comes or goes.
         const TRIES: usize = 20;
-        let number = self.free.pop().unwrap_or(self.next);
-        self.connections
-            .set(number, Shared(Connections::default()), 0)?;
-        self.bounds.set(number, Shared(Bounds::NONE), 0)?;
-        self.places.insert(Shared(place(address)), number, 0)?;
-        self.next = self.next.max(number + 1);
+        let mut numbers = vec![];
+        for &address in addresses {
+            let number = self.free.pop().unwrap_or(self.next);
+            self.next = self.next.max(number + 1);
+            self.connections
+                .set(number, Shared(Connections::default()), 0)?;
+            self.bounds.set(number, Shared(Bounds::NONE), 0)?;
+            self.places.insert(Shared(place(address)), number, 0)?;
+            numbers.push(number);
+        }
+        // Those whose connections came or went while it was looked.
+        let mut unsure: Vec<_> = numbers.iter().copied().zip(addresses).collect();
         for _ in 0..TRIES {
-            let before = self.connections.get(&number, 0)?.0;
-            let there = listener::established_at(address) as i64;
-            let after = self.connections.get(&number, 0)?.0;
-            self.earlier.insert(number, there - after.open);
-            if before == after {
+            if unsure.is_empty() {
                 break;
             }
+            let before: Vec<_> = self.counted(&unsure)?;
+            let there = listener::established();
+            let after = self.counted(&unsure)?;
+            for ((number, address), after) in unsure.iter().zip(&after) {
+                let is_at = |local: &&SocketAddr| {
+                    local.port() == address.port()
+                        && (address.ip().is_unspecified() || local.ip() == address.ip())
+                };
+                let there = there.iter().filter(is_at).count() as i64;
+                self.earlier.insert(*number, there - after.open);
+            }
+            let mut pairs = before.iter().zip(&after);
+            unsure.retain(|_| pairs.next().is_some_and(|(before, after)| before != after));
         }
-        Ok(number)
+        Ok(numbers)
+    }
+
+    fn counted(&self, places: &[(u32, &SocketAddr)]) -> Result<Vec<Connections>, WatchError> {
+        let mut counted = vec![];
+        for (number, _) in places {
+            counted.push(self.connections.get(number, 0)?.0);
+        }
+        Ok(counted)
     }
 
     /// Counts the connections of a listener no longer.
