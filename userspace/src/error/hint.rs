@@ -57,7 +57,6 @@ impl Error {
                  --passphrase-file FILE"
                     .into()
             }
-            Self::RehearsalEncrypted => "capture it --at warm, which rehearses it as well".into(),
             Self::InUse { by, .. } if by.is_empty() => "try again in a moment".into(),
             Self::InUse { by, .. } => format!("end it first: warmimg stop {}", by.join(" ")),
             Self::Terminal | Self::JsonWithArchive => {

@@ -49,8 +49,6 @@ pub enum Error {
     NotEncrypted(String),
     #[error("{0} is encrypted, and the new image would not be")]
     WouldBePlain(String),
-    #[error("an encrypted image cannot be rehearsed")]
-    RehearsalEncrypted,
     #[error("the image {image} is in use{}", used_by(.by))]
     InUse {
         image: String,

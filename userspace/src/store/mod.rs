@@ -287,14 +287,23 @@ impl Store {
         })
     }
 
-    /// Puts an image in the place of another that differs only by what is known of its working set:
-    /// its names point to the new one, and the old one is removed.
+    /// Puts an image in the place of another that differs only by what is known of its working set.
     ///
     /// # Errors
-    /// [`StoreError::Edit`], or [`StoreError::Read`] or [`StoreError::Write`]; the old one is still
-    /// there then.
+    /// As of [`Store::with_working_set`]; the old one is still there then.
     pub fn replace(&self, image: &Image, touched: &Touched) -> Result<Image, StoreError> {
-        let [first, others @ ..] = &image.names[..] else {
+        let new = self.with_working_set(image, touched)?;
+        self.supersede(image, &new.digest)?;
+        self.load(new.digest)
+    }
+
+    /// Makes an image that differs from another only by what is known of its working set, under the
+    /// first of its names.
+    ///
+    /// # Errors
+    /// [`StoreError::Unnamed`], [`StoreError::Edit`], or [`StoreError::Read`] or [`StoreError::Write`].
+    pub fn with_working_set(&self, image: &Image, touched: &Touched) -> Result<Image, StoreError> {
+        let Some(name) = image.names.first() else {
             // Nobody would find it again.
             return Err(StoreError::Unnamed(image.digest.clone()));
         };
@@ -310,14 +319,22 @@ impl Store {
             working_set: Some(touched.set.clone()),
             ..image.manifest.clone()
         };
-        let new = self.commit(staging, manifest, first)?;
-        others
-            .iter()
-            .try_for_each(|name| self.point(name, &new.digest))?;
-        if new.digest != image.digest {
-            self.remove(&image.digest)?;
+        self.commit(staging, manifest, name)
+    }
+
+    /// Lets the names of an image point to another that takes its place, and removes it, unless it is
+    /// the same.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`]; the old one is still there then.
+    pub fn supersede(&self, old: &Image, new: &Digest) -> Result<(), StoreError> {
+        if old.digest == *new {
+            return Ok(());
         }
-        self.load(new.digest)
+        old.names
+            .iter()
+            .try_for_each(|name| self.point(name, new))?;
+        self.remove(&old.digest).map(drop)
     }
 
     fn point(&self, name: &str, digest: &Digest) -> Result<(), StoreError> {
@@ -414,12 +431,12 @@ impl Store {
             fs::remove_file(&path).map_err(write_error(&path))?;
         }
         let encrypted = self.folder_of_encrypted(digest);
-        let folder = match encrypted.is_dir() {
+        let (kind, folder) = match encrypted.is_dir() {
             true => {
                 self.close(digest)?;
-                encrypted
+                (ENCRYPTED, encrypted)
             }
-            false => self.folder_of(digest),
+            false => ("images", self.folder_of(digest)),
         };
         // Out of the images first, so that no half-removed image is ever seen.
         let aside = self.stage()?;
@@ -427,7 +444,7 @@ impl Store {
         fs::rename(&folder, &target).map_err(write_error(&folder))?;
         self.succeeded(digest);
         // And for good, before anything of it is removed.
-        for folder in ["names", "images"] {
+        for folder in ["names", kind] {
             sync_folder(&self.root.join(folder))?;
         }
         Ok(names)
