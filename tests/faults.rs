@@ -3,21 +3,23 @@
 //! strace(1) counts the system calls of warmimg itself, and kills it, or lets one fail, at a chosen one of
 //! them. How many of each kind are tried is in `WARMIMG_FAULTS`.
 
+mod archives;
+
 use std::{
     collections::BTreeMap,
     fs,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use crate::support::{
-    Killed, Workspace, below_strace, describe, expect, finish, free_port, server::Server, servers,
+    Killed, Workspace, below_strace, describe, finish, free_port, server::Server, servers,
     wait_until,
 };
 
 /// The system calls between which the world changes, or that it takes to change it.
-const STEPS: [&str; 20] = [
+const STEPS: [&str; 21] = [
     "openat",
     "read",
     "write",
@@ -30,6 +32,7 @@ const STEPS: [&str; 20] = [
     "unlinkat",
     "symlink",
     "linkat",
+    "unlink",
     "fchmod",
     "clone3",
     "sendmsg",
@@ -51,15 +54,26 @@ const ERRORS: [(&str, &[&str]); 5] = [
             "mkdir",
             "fsync",
             "rename",
+            "renameat2",
             "symlink",
+            "linkat",
         ],
     ),
     (
         "EIO",
-        &["read", "write", "fsync", "copy_file_range", "openat"],
+        &[
+            "read",
+            "write",
+            "fsync",
+            "copy_file_range",
+            "openat",
+            "unlinkat",
+            "unlink",
+            "rename",
+        ],
     ),
     ("EMFILE", &["openat", "pipe2", "socketpair"]),
-    ("ENOMEM", &["clone3", "bpf", "openat"]),
+    ("ENOMEM", &["clone3", "bpf", "openat", "mkdir", "sendmsg"]),
     ("EAGAIN", &["clone3", "flock"]),
 ];
 
@@ -98,6 +112,14 @@ impl Ground {
         self.workspace.warmimg(["restore", "-d", "base"])
     }
 
+    /// For which the image is not taken as it is.
+    fn restore_elsewhere(&self) -> Command {
+        let publish = format!("{}:{}", free_port(), self.server.command[3]);
+        let options = ["restore", "-d", "base", "--memory", "map", "--publish"];
+        self.workspace
+            .warmimg(options.into_iter().chain([publish.as_str()]))
+    }
+
     /// How often a command makes each of the steps.
     fn steps(&self, command: &Command) -> BTreeMap<&'static str, u64> {
         let log = self.workspace.path().join("counts");
@@ -116,8 +138,9 @@ impl Ground {
         rows.collect()
     }
 
-    /// Runs a command with a fault at a step; it may fail, in a way that can be told.
-    fn disturb(&mut self, command: &Command, step: &str, fault: &str, at: u64) {
+    /// Runs a command with a fault at a step; it may fail, in a way that can be told. Returns whether it
+    /// has worked nevertheless.
+    fn disturb(&mut self, command: &Command, step: &str, fault: &str, at: u64) -> bool {
         let inject = format!("inject={step}:{fault}:when={at}");
         let output = finish(&mut below_strace(
             command,
@@ -127,9 +150,15 @@ impl Ground {
         // The runtime itself gives up if it has no descriptors, or cannot write to an eventfd.
         let has_panicked = said.contains("panicked at") && !said.contains("/tokio-");
         assert!(!has_panicked, "{inject}: {said}");
-        self.tried += 1;
-        self.disturbed += u64::from(!output.status.success());
+        self.count(output.status);
         self.check(&inject);
+        output.status.success()
+    }
+
+    /// Counts a try.
+    fn count(&mut self, status: ExitStatus) {
+        self.tried += 1;
+        self.disturbed += u64::from(!status.success());
     }
 
     /// Ends what went well.
@@ -200,14 +229,27 @@ fn kill_each_prepared(what: &str, prepare: impl Fn(&Ground), command: impl Fn(&G
 }
 
 fn fail_at_each_step(what: &str, command: impl Fn(&Ground) -> Command) {
+    fail_each_prepared(what, |_| {}, command, |_, _| {});
+}
+
+/// The same, with something to be done before each try, and after it: it is told whether it has worked.
+fn fail_each_prepared(
+    what: &str,
+    prepare: impl Fn(&Ground),
+    command: impl Fn(&Ground) -> Command,
+    then: impl Fn(&Ground, bool),
+) {
     let mut ground = Ground::new();
+    prepare(&ground);
     let command = command(&ground);
     let steps = ground.steps(&command);
     for (error, failing) in ERRORS {
         for step in failing {
             let count = steps.get(step).copied().unwrap_or(0);
             for at in spread(count, faults()) {
-                ground.disturb(&command, step, &format!("error={error}"), at);
+                prepare(&ground);
+                let has_worked = ground.disturb(&command, step, &format!("error={error}"), at);
+                then(&ground, has_worked);
             }
         }
     }
@@ -234,52 +276,15 @@ fn a_restore_whose_calls_fail_leaves_nothing() {
     fail_at_each_step("restores with a call that fails", Ground::restore);
 }
 
-const ARCHIVE: &str = "other.tar.zst";
-
-/// Makes sure that there is an archive, and no image, of another capture.
-fn archive(ground: &Ground) {
-    if !ground.workspace.path().join(ARCHIVE).exists() {
-        expect(0, &mut ground.capture());
-        ground.workspace.run(["export", "other", "-o", ARCHIVE]);
-    }
-    // An import may have been killed when all was done, or all but the name.
-    ground.workspace.run(["restore", "-d", "base"]);
-    ground.workspace.run(["prune", "--all", "--keep", "0"]);
-    ground.clean_up();
+#[test]
+fn a_restore_elsewhere_that_is_killed_leaves_nothing() {
+    kill_at_each_step("restores elsewhere killed", Ground::restore_elsewhere);
 }
 
 #[test]
-fn an_import_that_is_killed_leaves_nothing() {
-    kill_each_prepared("imports killed", archive, |ground| {
-        ground.workspace.warmimg(["import", ARCHIVE])
-    });
-}
-
-#[test]
-fn a_removal_that_is_killed_leaves_nothing() {
-    let prepare = |ground: &Ground| {
-        archive(ground);
-        ground.workspace.run(["import", ARCHIVE]);
-    };
-    kill_each_prepared("removals killed", prepare, |ground| {
-        ground.workspace.warmimg(["rm", "other"])
-    });
-}
-
-#[test]
-fn an_export_that_is_killed_leaves_the_archive_as_it_was() {
-    let prepare = |ground: &Ground| {
-        let path = ground.workspace.path().join(ARCHIVE);
-        match path.exists() {
-            false => drop(ground.workspace.run(["export", "base", "-o", ARCHIVE])),
-            // Of the same image: whole, and known.
-            true => drop(ground.workspace.run(["import", ARCHIVE])),
-        }
-    };
-    kill_each_prepared("exports killed", prepare, |ground| {
-        let words = ["export", "base", "-o", ARCHIVE];
-        ground.workspace.warmimg(words)
-    });
+fn a_restore_elsewhere_whose_calls_fail_leaves_nothing() {
+    let what = "restores elsewhere with a call that fails";
+    fail_at_each_step(what, Ground::restore_elsewhere);
 }
 
 /// Init, CRIU, or the server itself is killed, at any time.
@@ -296,9 +301,7 @@ fn whoever_is_killed_nothing_is_left() {
                     victim,
                     Duration::from_millis(7 * round),
                 );
-                let status = child.wait().unwrap();
-                ground.tried += 1;
-                ground.disturbed += u64::from(!status.success());
+                ground.count(child.wait().unwrap());
                 ground.check(&format!("{victim} killed in round {round}"));
             }
         }
@@ -331,7 +334,7 @@ fn kill_one(workspace: &Workspace, child: &mut Child, name: &str, delay: Duratio
 /// Captures, restores and removals of the same names at the same time.
 #[test]
 fn those_at_once_leave_whole_images_only() {
-    let ground = Ground::new();
+    let mut ground = Ground::new();
     for _ in 0..faults() {
         let mut children = vec![spawned(ground.capture())];
         let workspace = &ground.workspace;
@@ -345,10 +348,12 @@ fn those_at_once_leave_whole_images_only() {
         children.push(spawned(workspace.warmimg(["rm", "base"])));
         children.push(spawned(workspace.warmimg(["verify", "--all"])));
         for mut child in children {
-            wait_until("all of them", || match child.try_wait().unwrap() {
-                Some(_) => Ok(()),
-                None => Err("one runs".into()),
+            let mut ended = None;
+            wait_until("all of them", || {
+                ended = child.try_wait().unwrap();
+                ended.map(drop).ok_or_else(|| "one runs".into())
             });
+            ground.count(ended.unwrap());
         }
         ground.clean_up();
         let output = finish(&mut ground.workspace.warmimg(["verify", "--all"]));
@@ -376,12 +381,11 @@ fn restores_come_back_while_others_are_killed() {
             if number % 2 == 0 {
                 thread::park_timeout(Duration::from_millis(5 * (round % 20)));
                 child.kill().unwrap();
-                child.wait().unwrap();
+                ground.count(child.wait().unwrap());
             } else {
                 assert_eq!(Killed(child).wait(), Some(0));
             }
         }
-        ground.tried += 4;
         ground.check(&format!("round {round}"));
     }
     ground.end("restores killed among others");

@@ -35,4 +35,5 @@ mod secrets;
 mod serve;
 mod servers;
 mod support;
+mod systemd;
 mod verify;

@@ -26,6 +26,7 @@ use nix::{
 };
 use serde_json::Value;
 
+use crate::encryption::keys;
 use crate::support::{
     Killed, LIMIT, Workspace, ask::Client, below_strace, expect, free_port, server::Server, servers,
 };
@@ -188,6 +189,8 @@ type Images = BTreeMap<String, BTreeSet<String>>;
 /// A store on a disk of its own, with an image called `web`.
 struct Lab {
     server: Server,
+    /// The public and the secret key, if the image is encrypted.
+    keys: Option<(String, String)>,
     /// Unmounted before the workspace is removed.
     memory: Mounted,
     workspace: Workspace,
@@ -195,6 +198,17 @@ struct Lab {
 
 impl Lab {
     fn new(server: impl Fn(&Workspace) -> Server) -> Self {
+        Self::with(server, |_| None)
+    }
+
+    fn encrypted(server: impl Fn(&Workspace) -> Server) -> Self {
+        Self::with(server, |workspace| Some(keys(workspace, "key")))
+    }
+
+    fn with(
+        server: impl Fn(&Workspace) -> Server,
+        keys: impl Fn(&Workspace) -> Option<(String, String)>,
+    ) -> Self {
         let workspace = Workspace::new();
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let (none, flags) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
@@ -204,6 +218,7 @@ impl Lab {
         mount(none, &folder, Some("tmpfs"), MsFlags::empty(), none).unwrap();
         let lab = Self {
             server: server(&workspace),
+            keys: keys(&workspace),
             memory: Mounted(folder),
             workspace,
         };
@@ -226,7 +241,10 @@ impl Lab {
     }
 
     fn capture(&self) -> Command {
-        self.server.capture(&self.workspace, &["--name", "web"])
+        let to = self.keys.iter();
+        let to = to.flat_map(|(public, _)| ["--encrypt-to", public]);
+        let options: Vec<&str> = ["--name", "web"].into_iter().chain(to).collect();
+        self.server.capture(&self.workspace, &options)
     }
 
     /// The images of the store, and nothing that they are not.
@@ -345,10 +363,14 @@ impl Lab {
     /// Restores what is called `web`, if anything is.
     fn bring_back(&self) {
         if self.listing("names").contains("web") {
-            self.workspace.run(["restore", "-d", "web"]);
+            let key = self.keys.iter();
+            let key = key.flat_map(|(_, secret)| ["--identity", secret]);
+            let restore = ["restore", "-d", "web"].into_iter().chain(key);
+            self.workspace.run(restore);
             self.server.client.ask_until_answered();
             self.workspace.run(["stop", "--all"]);
             self.server.wait_for_silence();
+            self.workspace.run(["close", "--all"]);
         }
     }
 }
@@ -470,6 +492,14 @@ fn removals_survive_a_power_loss() {
     for words in [&["rm", "web"][..], &["prune", "--all", "--keep", "0"]] {
         lab.try_all(words[0], |lab| lab.workspace.warmimg(words), |_, _| {});
     }
+}
+
+#[test]
+fn encrypted_images_survive_a_power_loss() {
+    let lab = Lab::encrypted(plain);
+    lab.try_all("encrypted captures", Lab::capture, |_, _| {});
+    let remove = |lab: &Lab| lab.workspace.warmimg(["rm", "web"]);
+    lab.try_all("encrypted removals", remove, |_, _| {});
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{Workspace, ask::Client, expect, free_port, server::Server};
+use crate::support::{Workspace, ask::Client, expect, free_port, server::Server, servers};
 
 /// A server that reads a key, keeps another open, and has OpenSSL and random numbers.
 const SERVER: &str = "
@@ -137,4 +137,138 @@ fn what_may_be_secret_is_told_of_by_name() {
     assert!(!text.contains("hunter"), "{text}");
     assert!(!line["sensitive"].to_string().contains("hunter"));
     workspace.assert_clean();
+}
+
+/// A runtime, and what `inspect` is to say of a server of it.
+struct Runtime {
+    server: Server,
+    /// What its name and its note begin with, if its generator is seeded before the freeze.
+    seeded: Option<(&'static str, &'static str)>,
+    /// Where the random state of OpenSSL is.
+    random_state: Option<&'static str>,
+}
+
+/// A server in Node.js that answers with a random number; it has read a key, as all of these.
+fn node(workspace: &Workspace) -> Runtime {
+    let port = free_port();
+    let text = format!(
+        "require('fs').readFileSync('tls.pem');
+         require('http').createServer((_, answer) => answer.end(String(Math.random())))
+             .listen({port}, '127.0.0.1');"
+    );
+    let program = workspace.write("app.js", &text);
+    Runtime {
+        server: Server::new(Client::Http(port), ["node", &program]),
+        seeded: Some(("node", "Node.js: Math.random()")),
+        // In the program, or in a library of the distribution.
+        random_state: Some(""),
+    }
+}
+
+fn ruby(workspace: &Workspace) -> Runtime {
+    let port = free_port();
+    let text = "require 'openssl'\nFile.read('tls.pem')\n\
+                run ->(_) { [200, { 'content-type' => 'text/plain' }, [rand.to_s]] }\n";
+    let application = workspace.write("config.ru", text);
+    let address = format!("tcp://127.0.0.1:{port}");
+    let words = ["/usr/bin/puma", "-C", "/dev/null", "-b"];
+    let words = words.into_iter().chain([address.as_str(), &application]);
+    Runtime {
+        server: Server::new(Client::Http(port), words),
+        seeded: Some(("ruby", "Ruby: rand and Random")),
+        random_state: Some("libcrypto.so"),
+    }
+}
+
+/// PHP seeds its generators at each request, from 8.2 on.
+fn php(workspace: &Workspace) -> Runtime {
+    let port = free_port();
+    let text = "<?php file_get_contents('tls.pem'); echo mt_rand();";
+    let script = workspace.write("index.php", text);
+    let address = format!("127.0.0.1:{port}");
+    Runtime {
+        server: Server::new(Client::Http(port), ["php", "-S", &address, &script]),
+        seeded: None,
+        random_state: Some("libcrypto.so"),
+    }
+}
+
+fn java(workspace: &Workspace) -> Runtime {
+    let server = servers::tomcat(workspace);
+    let text = "<%! static final byte[] KEY = read(); static byte[] read() { try {\n\
+                return java.nio.file.Files.readAllBytes(java.nio.file.Path.of(\"tls.pem\"));\n\
+                } catch (java.io.IOException e) { return null; } } %><%= Math.random() %>";
+    workspace.write("tomcat/webapps/ROOT/index.jsp", text);
+    Runtime {
+        server,
+        seeded: Some(("libjvm.so", "Java: Random")),
+        // It has its own cryptography.
+        random_state: None,
+    }
+}
+
+/// What is said of a code, each by the name of its file.
+fn said<'a>(line: &'a Value, code: &str) -> Vec<(&'a str, &'a str)> {
+    let found = line["sensitive"].as_array().unwrap().iter();
+    let found = found.filter(|found| found["code"] == code);
+    let text = |found: &'a Value, name: &str| found[name].as_str().unwrap();
+    found
+        .map(|found| {
+            let about = text(found, "about");
+            (about.rsplit('/').next().unwrap(), text(found, "note"))
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_said_of_each_runtime_is_true() {
+    for runtime in [node, ruby, php, java] {
+        let workspace = Workspace::new();
+        workspace.write("tls.pem", KEY);
+        let Runtime {
+            server,
+            seeded,
+            random_state,
+        } = runtime(&workspace);
+        let server = server.environment("SHOP_TOKEN", "hunter2");
+        let capture = ["--name", "shop", "--at", "warm"];
+        expect(0, &mut server.capture(&workspace, &capture));
+        server.wait_for_silence();
+        let inspected = workspace.run(["--json", "inspect", "shop"]);
+        let line: Value = serde_json::from_str(&inspected).unwrap();
+        let variables = said(&line, "secret-environment");
+        assert!(
+            variables.contains(&("SHOP_TOKEN", "its name says so")),
+            "{line}"
+        );
+        assert_eq!(said(&line, "private-key"), [("tls.pem", "was read")]);
+        match (said(&line, "random-state")[..].split_first(), random_state) {
+            (None, None) => {}
+            (Some(((about, _), [])), Some(expected)) if about.starts_with(expected) => {}
+            (found, _) => panic!("{random_state:?}: {found:?}"),
+        }
+        let is_expected = |found: &(&str, &str)| {
+            seeded.is_some_and(|(about, note)| {
+                found.0.starts_with(about) && found.1.starts_with(note)
+            })
+        };
+        let generators = said(&line, "seeded-generator");
+        assert_eq!(
+            generators.len(),
+            usize::from(seeded.is_some()),
+            "{generators:?}"
+        );
+        assert!(generators.iter().all(is_expected), "{generators:?}");
+        // And so it is: copies draw the same number, or do not.
+        let drawn = [(), ()].map(|()| {
+            workspace.run(["restore", "-d", "shop"]);
+            let number = server.client.ask().unwrap();
+            assert!(number.starts_with("200 ") && number.len() > 8, "{number}");
+            workspace.run(["stop", "--all"]);
+            server.wait_for_silence();
+            number
+        });
+        assert_eq!(drawn[0] == drawn[1], seeded.is_some(), "{drawn:?}");
+        workspace.assert_clean();
+    }
 }

@@ -4,7 +4,12 @@
 //! Samples of what they read are in `tests/fuzz/corpus`, in a folder for each target; unit tests
 //! read them as well, whole and damaged.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, Read},
+    path::Path,
+};
 
 use clap::Parser as _;
 use probe_ebpf as probe;
@@ -12,7 +17,7 @@ use probe_ebpf as probe;
 use crate::{
     archive, bench, cgroup, cli, edit,
     edit::image::{Image, Kind},
-    guard, hook, listener, lock, memory,
+    encryption, guard, hook, listener, lock, memory,
     profile::{self, stacks},
     proxy,
     report::profile::{Folded, Form, json},
@@ -23,7 +28,7 @@ use crate::{
 pub type Target = fn(&[u8]);
 
 /// All targets by their names.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 20] = [
     ("archive", archive),
     ("arguments", arguments),
     ("bench-results", bench_results),
@@ -33,6 +38,8 @@ pub const TARGETS: [(&str, Target); 18] = [
     ("criu-image", criu_image),
     ("dns", dns),
     ("elf", elf),
+    ("encrypted", encrypted),
+    ("encrypted-header", encrypted_header),
     ("events", events),
     ("http", http),
     ("kernel-files", kernel_files),
@@ -65,10 +72,11 @@ fn archive(input: &[u8]) {
     let mut tar = input.to_vec();
     mend_checksums(&mut tar);
     let compressed = zstd::encode_all(&tar[..], 1);
-    import(&compressed.expect("memory can be written to"));
+    let compressed = compressed.expect("memory can be written to");
+    import(&compressed[..]);
 }
 
-fn import(bytes: &[u8]) {
+fn import(source: impl Read) {
     let folder = folder();
     let store = store::Store::open(folder.path()).expect("the folder can be written to");
     let import = archive::Import {
@@ -79,7 +87,7 @@ fn import(bytes: &[u8]) {
         resume: false,
         progress: &mut |_, _| (),
     };
-    match import.run(bytes) {
+    match import.run(source) {
         Ok(imported) => {
             let digest = &imported.image.digest;
             let verified = store.verify(digest).expect("what was imported is there");
@@ -301,6 +309,35 @@ fn elf(input: &[u8]) {
         if let Some(bias) = image.bias(&mapping) {
             let _ = image.module(&mapping, bias);
         }
+    }
+}
+
+/// The key that the samples of [`encrypted`] are encrypted to, which is nobody's.
+const IDENTITY: &[u8] =
+    b"AGE-SECRET-KEY-1UZK0AA0C8KPDUQQ9VNFED94442MDNJWEW5PDNKMF9P6HNNT3A7MQD2ZZ27\n";
+
+/// An encrypted archive, and a file of keys.
+fn encrypted(input: &[u8]) {
+    let _ = encryption::Keys::default().add_identities(input);
+    if !encryption::is_encrypted(&mut &*input).expect("memory can be read") {
+        return;
+    }
+    let mut keys = encryption::Keys::default();
+    let added = keys.add_identities(IDENTITY);
+    added.expect("it is what age-keygen has written");
+    if let Ok((_, mut archive)) = keys.decrypt(input) {
+        import(&mut archive);
+        let _ = io::copy(&mut archive, &mut io::sink());
+    }
+}
+
+/// What is known of an encrypted image without its key.
+fn encrypted_header(input: &[u8]) {
+    let path = Path::new("header.json");
+    if let Ok(header) = store::Header::parse(path, input) {
+        let written = serde_json::to_vec(&header).expect("a header can be written");
+        let again = store::Header::parse(path, &written);
+        assert!(again.is_ok_and(|again| again == header));
     }
 }
 

@@ -110,7 +110,8 @@ pub fn of(image: &Image) -> Result<BTreeSet<Sensitive>, StoreError> {
         Sensitive::new(Code::PrivateKey, path.display().to_string(), note)
     });
     let mapped = held.iter().filter(|file| file.role == Role::Mapped);
-    let runtimes = mapped.flat_map(|file| runtimes(&file.path));
+    let mapped: Vec<&Path> = mapped.map(|file| &*file.path).collect();
+    let runtimes = runtimes(&mapped);
     Ok(variables.chain(keys).chain(runtimes).collect())
 }
 
@@ -146,8 +147,21 @@ fn has_password(value: &str) -> bool {
         .is_some_and(|(_, password)| !password.is_empty())
 }
 
-/// What of a library or program is seeded before the freeze.
-fn runtimes(path: &Path) -> Vec<Sensitive> {
+/// What of libraries and programs is seeded before the freeze.
+fn runtimes(mapped: &[&Path]) -> Vec<Sensitive> {
+    let mut found: Vec<Sensitive> = mapped.iter().flat_map(|path| runtime(path)).collect();
+    let is_library = |found: &Sensitive| found.about.starts_with("libcrypto");
+    if found.iter().any(is_library) {
+        // Then it is not in the program as well.
+        found.retain(|found| found.code != Code::RandomState || is_library(found));
+    }
+    // A program and its library have one generator.
+    let mut told = BTreeSet::new();
+    found.retain(|found| found.code != Code::SeededGenerator || told.insert(found.note));
+    found
+}
+
+fn runtime(path: &Path) -> Vec<Sensitive> {
     const OPENSSL: &str = "OpenSSL seeds itself again after a fork, and after a time (an hour at the \
                            latest), but not by a restore";
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -167,8 +181,16 @@ fn runtimes(path: &Path) -> Vec<Sensitive> {
     if is(&["libruby"]) || is_program(&name, "ruby") {
         return generator("Ruby: rand and Random; Random.srand seeds it again");
     }
-    if is(&["libphp", "php-fpm", "php-cgi"]) || is_program(&name, "php") {
-        return generator("PHP: mt_rand() and rand(); mt_srand() seeds them again");
+    let php = ["libphp", "php-fpm", "php-cgi", "php"];
+    if php
+        .iter()
+        .any(|program| is_program(name.trim_end_matches(".so"), program))
+    {
+        return match version(&name) {
+            // It seeds them at each request.
+            Some(version) if version >= (8, 2) => vec![],
+            _ => generator("PHP before 8.2: mt_rand() and rand(); mt_srand() seeds them again"),
+        };
     }
     if name == "libjvm.so" {
         return generator(
@@ -186,6 +208,14 @@ fn runtimes(path: &Path) -> Vec<Sensitive> {
 fn is_program(name: &str, program: &str) -> bool {
     let version = name.strip_prefix(program);
     version.is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '.'))
+}
+
+/// The version at the end of a name, as in `libphp8.2.so`.
+fn version(name: &str) -> Option<(u32, u32)> {
+    let name = name.trim_end_matches(".so");
+    let digits = name.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let (major, minor) = digits.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// The private keys among files that were read or are held.
@@ -266,13 +296,15 @@ mod tests {
     #[test]
     fn runtimes_are_known_by_their_files() {
         let codes = |path: &str| -> Vec<Code> {
-            let found = runtimes(Path::new(path));
+            let found = runtimes(&[Path::new(path)]);
             found.iter().map(|found| found.code).collect()
         };
         for path in [
             "/usr/bin/python3.11",
             "/usr/bin/ruby3.1",
-            "/usr/sbin/php-fpm8.2",
+            "/usr/sbin/php-fpm8.1",
+            "/usr/lib/apache2/modules/libphp7.4.so",
+            "/opt/php/sbin/php-fpm",
             "/usr/bin/perl",
             "/usr/lib/jvm/java-17/lib/server/libjvm.so",
             "/usr/lib/libruby-3.1.so.3.1",
@@ -280,7 +312,20 @@ mod tests {
             assert_eq!(codes(path), [Code::SeededGenerator], "{path}");
         }
         assert_eq!(codes("/usr/lib/libcrypto.so.3"), [Code::RandomState]);
+        // Once, if it is a library.
         assert_eq!(codes("/usr/bin/node").len(), 2);
+        let both = ["/usr/bin/node", "/usr/lib/libcrypto.so.3"].map(Path::new);
+        assert_eq!(runtimes(&both).len(), 2);
+        let ruby = ["/usr/bin/ruby3.1", "/usr/lib/libruby-3.1.so.3.1"].map(Path::new);
+        assert_eq!(runtimes(&ruby).len(), 1);
+        // These seed themselves at each request.
+        for path in [
+            "/usr/sbin/php-fpm8.2",
+            "/usr/bin/php8.3",
+            "/lib/libphp8.2.so",
+        ] {
+            assert_eq!(codes(path), [], "{path}");
+        }
         for path in ["/usr/bin/pythonic", "/usr/sbin/nginx", "/lib/libc.so.6"] {
             assert_eq!(codes(path), [], "{path}");
         }

@@ -22,7 +22,7 @@ const COMPILER: [&str; 7] = [
 ];
 
 /// The servers of the integration tests, and the tools the tests use.
-const SERVERS: [&str; 24] = [
+const SERVERS: [&str; 25] = [
     "nginx-light",
     "apache2",
     "libapache2-mod-php",
@@ -44,6 +44,7 @@ const SERVERS: [&str; 24] = [
     "curl",
     "openssl",
     "strace",
+    "systemd",
     "linux-perf",
     "wrk",
     "chromium",

@@ -122,6 +122,7 @@ pub async fn checkpoint(
         // Killed by CRIU, the root of an instance would take the whole namespace with it, and CRIU.
         after: AfterDump::LeaveStopped,
         outputs: outputs_of(root),
+        version,
     };
     let visit = sandbox.as_mut().expect("it is given up after the dump");
     let dumped = dump::dump((store, &kerndat), visit, &staging, &tree, &wanted).await?;

@@ -42,6 +42,8 @@ pub struct Wanted {
     pub after: AfterDump,
     /// CRIU's names of what standard output and standard error are, if they are to be replaced.
     pub outputs: [Option<String>; 2],
+    /// Of the CRIU that dumps.
+    pub version: Version,
 }
 
 /// A dump, in its folder.
@@ -82,7 +84,8 @@ pub async fn dump(
     let hindering = hindering(tree, wanted.outbound);
     let has_sys_resource = host::capabilities().contains(CapabilitySet::SYS_RESOURCE);
     let user = criu::choose_user(&tree.members, has_sys_resource);
-    let mut found = obstacle::look_for(&tree.members, sandbox.init(), wanted.exec_at);
+    let dumper = (sandbox.init(), wanted.version);
+    let mut found = obstacle::look_for(&tree.members, dumper, wanted.exec_at);
     if !found.is_empty() {
         // All of them at once.
         found.extend(hindering.iter().map(Obstacle::connection));

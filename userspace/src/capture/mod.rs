@@ -533,6 +533,7 @@ impl<'a> Attempt<'a> {
                 false => AfterDump::Kill,
             },
             outputs: frozen.start_up.pipe_names.clone().map(Some),
+            version: self.version,
         };
         frozen.start_up.mark("dump");
         let place = (self.store, &self.kerndat);

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::{How, seconds};
+use super::{How, Keys, seconds};
 use crate::{target::Target, watch::CapturePoint};
 
 pub(super) const AFTER_HELP: &str = "\
@@ -53,6 +53,8 @@ pub struct Bench {
     #[arg(long, conflicts_with_all = ["user", "words", "listener", "warmup", "tcp_close"])]
     #[arg(conflicts_with_all = ["before_freeze", "after_restore", "tcp_established"])]
     pub image: Option<String>,
+    #[command(flatten)]
+    pub keys: Keys,
     /// Measure this as well: `criu` for a plain `criu restore` of the same image, or a command
     /// that starts the server and stays in the foreground
     #[arg(long, value_name = "criu|COMMAND")]

@@ -367,6 +367,10 @@ pub struct Rehearse {
     /// How long it may take, in seconds
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Duration,
+    #[command(flatten)]
+    pub encrypt: Encrypt,
+    #[command(flatten)]
+    pub identities: Identities,
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::seconds;
+use super::{Keys, seconds};
 use crate::{
     listener::Wanted,
     profile::stacks::FREQUENCY,
@@ -67,6 +67,8 @@ pub struct Profile {
     #[arg(long, value_name = "IMAGE", num_args = 0..=1, require_equals = true)]
     #[arg(conflicts_with_all = ["at", "listener", "user"])]
     pub restore: Option<Option<String>>,
+    #[command(flatten)]
+    pub keys: Keys,
     /// How the memory of the image comes back, as of `warmimg restore`
     #[arg(
         long,

@@ -1,6 +1,6 @@
 //! `warmimg bench`
 
-use super::{prepare, rehearse, subjects::Subjects, supervise::Signals};
+use super::{encrypted::find, prepare, rehearse, subjects::Subjects, supervise::Signals};
 use crate::{
     bench::{
         self, Options, Results,
@@ -45,7 +45,9 @@ pub async fn run(
     let (store, criu) = prepare(global)?;
     let version = criu.check(crate::host::kernel_version())?;
     let image = arguments.image.as_deref();
-    let image = image.map(|wanted| store.find(Some(wanted))).transpose()?;
+    let keys = || arguments.keys.read();
+    let image = image.map(|wanted| find(&store, Some(wanted), keys, report));
+    let image = image.transpose()?;
     image.as_ref().map_or(Ok(()), Image::check)?;
     if let Some(stored) = &stored {
         let points = match &image {

@@ -9,6 +9,7 @@ use crate::{
     error::{Error, ExitCode},
     report::Report,
     store::{Digest, Image, MemoryStore, Store, StoreError, Stored, TemporaryStore},
+    working_set::Touched,
 };
 
 pub fn open(global: &cli::Global, arguments: &cli::Open, report: &Report) -> Result<u8, Error> {
@@ -81,7 +82,7 @@ pub struct Workshop<'a> {
 struct Inside {
     recipients: Recipients,
     store: TemporaryStore,
-    _memory: MemoryStore,
+    memory: MemoryStore,
 }
 
 impl<'a> Workshop<'a> {
@@ -93,7 +94,7 @@ impl<'a> Workshop<'a> {
                 Some(Inside {
                     recipients,
                     store: memory.temporary()?,
-                    _memory: memory,
+                    memory,
                 })
             }
         };
@@ -124,6 +125,26 @@ impl<'a> Workshop<'a> {
         let encrypted = encryption::encrypt(self.store, image, recipients, name, &mut progress);
         line.clear();
         Ok(encrypted?)
+    }
+
+    /// Puts an image in the place of another of the store that differs only by what is known of its
+    /// working set. One that is encrypted stays open.
+    pub fn replace(
+        &self,
+        image: &Image,
+        touched: &Touched,
+        report: &Report,
+    ) -> Result<Image, Error> {
+        let Some(inside) = &self.inside else {
+            return Ok(self.store.replace(image, touched)?);
+        };
+        let new = inside.store.with_working_set(image, touched)?;
+        if new.digest != image.digest {
+            self.finish(&new, new.label(), report)?;
+            inside.memory.take(&new)?;
+            self.store.supersede(image, &new.digest)?;
+        }
+        Ok(self.store.load(new.digest)?)
     }
 
     /// Says of a failure for lack of space where that is.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    encrypted::find,
     open_store,
     supervise::{Signals, supervise},
 };
@@ -59,7 +60,7 @@ pub async fn run(
                 profiled?
             }
             What::Image(image) => Profiled {
-                profile: restored(global, arguments, *image, &mut signals).await?,
+                profile: restored(global, arguments, *image, &mut signals, report).await?,
                 running: None,
                 failure: None,
             },
@@ -171,10 +172,11 @@ async fn restored(
     arguments: &cli::Profile,
     image: Option<&str>,
     signals: &mut Signals,
+    report: &Report,
 ) -> Result<Profile, Error> {
     let criu = Program::find(global.criu.as_deref())?;
     let store = open_store(global)?;
-    let image = store.find(image)?;
+    let image = find(&store, image, || arguments.keys.read(), report)?;
     let options = restore::Options {
         memory: arguments.memory,
         ..restore::Options::default()

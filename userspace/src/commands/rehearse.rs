@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
-use super::{prepare, supervise::Signals};
+use super::{
+    encrypted::{Workshop, find},
+    prepare,
+    supervise::Signals,
+};
 use crate::{
     capture::CaptureError,
     cli,
@@ -17,7 +21,7 @@ use crate::{
     target::Target,
     warmup::Warmup,
     watch::CapturePoint,
-    working_set,
+    working_set::{self, Touched},
 };
 
 pub async fn run(
@@ -26,16 +30,23 @@ pub async fn run(
     report: &Report,
 ) -> Result<u8, Error> {
     let (store, criu) = prepare(global)?;
-    let image = store.find(arguments.image.as_deref())?;
-    if store.encrypted(&image.digest)?.is_some() {
-        return Err(Error::RehearsalEncrypted);
+    let workshop = Workshop::new(&store, &arguments.encrypt)?;
+    let wanted = arguments.image.as_deref();
+    let keys = || arguments.identities.read(&arguments.encrypt.passphrase);
+    let image = find(&store, wanted, keys, report)?;
+    match (store.encrypted(&image.digest)?, workshop.encrypts()) {
+        (Some(_), false) => return Err(Error::WouldBePlain(image.label().to_owned())),
+        (None, true) => return Err(Error::NotEncrypted(image.label().to_owned())),
+        _ => {}
     }
     let mut signals = Signals::catch()?;
     let rehearsal = rehearse(&store, &criu, &image, &arguments.warmup, arguments.timeout);
-    let image = tokio::select! {
-        image = rehearsal => image?,
+    let touched = tokio::select! {
+        touched = rehearsal => touched?,
         () = signals.ended() => return Err(RestoreError::Interrupted.into()),
     };
+    let replaced = workshop.replace(&image, &touched, report);
+    let image = replaced.map_err(|error| workshop.explain(error))?;
     report.rehearsed(&image)?;
     Ok(0)
 }
@@ -64,10 +75,11 @@ pub async fn after_warm(
     if !can_be {
         return Ok(image);
     }
-    let rehearsed = tokio::select! {
-        rehearsed = rehearse(store, criu, &image, warmups, limit) => rehearsed,
+    let touched = tokio::select! {
+        touched = rehearse(store, criu, &image, warmups, limit) => touched,
         () = interrupted => return Err(RestoreError::Interrupted.into()),
     };
+    let rehearsed = touched.and_then(|touched| Ok(store.replace(&image, &touched)?));
     Ok(rehearsed.unwrap_or_else(|error| {
         let error = crate::doctor::chain(&error);
         tracing::warn!("the image could not be rehearsed, and is as it was: {error}");
@@ -75,15 +87,14 @@ pub async fn after_warm(
     }))
 }
 
-/// Restores an image at other places than it is to be at, asks it, and puts an image in its place
-/// that knows what was touched.
+/// Restores an image at other places than it is to be at, and asks it; returns what it touched.
 async fn rehearse(
     store: &Store,
     criu: &Program,
     image: &Image,
     warmups: &[Warmup],
     limit: Duration,
-) -> Result<Image, Error> {
+) -> Result<Touched, Error> {
     // It would not be this copy that is asked.
     if let Some(warmup) = warmups.iter().find(|warmup| !warmup.is_path()) {
         let target = warmup.target(&Target::of_listener(
@@ -129,7 +140,5 @@ async fn rehearse(
         asked.map_err(CaptureError::from)?;
     }
     let folder = std::path::absolute(image.criu_folder()).map_err(Error::Runtime)?;
-    let touched = working_set::observe(restored.record.init, &folder).map_err(Error::Runtime)?;
-    drop(restored);
-    Ok(store.replace(image, &touched)?)
+    working_set::observe(restored.record.init, &folder).map_err(Error::Runtime)
 }

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{self, BufReader, Read},
+    io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
 };
 
@@ -154,10 +154,7 @@ impl Keys {
                 source,
             };
             let file = fs::File::open(path).map_err(failed)?;
-            let file = IdentityFile::from_buffer(BufReader::new(file)).map_err(failed)?;
-            let found = file.into_identities();
-            let found = found.map_err(|error| failed(io::Error::other(error)))?;
-            keys.identities.extend(found);
+            keys.add_identities(BufReader::new(file)).map_err(failed)?;
         }
         if let Some(path) = passphrase {
             let mut identity = scrypt::Identity::new(read_passphrase(path)?);
@@ -165,6 +162,16 @@ impl Keys {
             keys.passphrase = Some(identity);
         }
         Ok(keys)
+    }
+
+    /// Adds those of a file, as age-keygen(1) writes it.
+    ///
+    /// # Errors
+    /// What reading says, or that it is no such file.
+    pub fn add_identities(&mut self, file: impl BufRead) -> io::Result<()> {
+        let found = IdentityFile::from_buffer(file)?.into_identities();
+        self.identities.extend(found.map_err(io::Error::other)?);
+        Ok(())
     }
 
     /// Decrypts a stream.

@@ -148,9 +148,12 @@ pub fn open(
         most_bytes: needed,
     };
     let unpacked = archive.unpack(source, &memory, &keys, progress);
-    let unpacked = unpacked.map_err(|error| match encrypted.damage() {
-        Some(_) => EncryptionError::Damaged { path: path.clone() },
-        None => error,
+    let unpacked = unpacked.map_err(|error| match error {
+        // All of it need not be read for that.
+        EncryptionError::NoKey { .. } | EncryptionError::NoRoom { .. } => error,
+        // It may be the damage that looks like another key.
+        _ if encrypted.damage().is_some() => EncryptionError::Damaged { path: path.clone() },
+        _ => error,
     })?;
     if unpacked.image.digest != *digest {
         return Err(EncryptionError::Other {

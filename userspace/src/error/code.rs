@@ -93,7 +93,6 @@ impl Error {
             | Self::NothingToRehearse
             | Self::RehearsalElsewhere(_)
             | Self::RehearsalConnected
-            | Self::RehearsalEncrypted
             | Self::NotEncrypted(_)
             | Self::WouldBePlain(_)
             | Self::NoRecipe(_)

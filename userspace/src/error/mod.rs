@@ -55,8 +55,6 @@ pub enum Error {
     Unnamed(String),
     #[error("another makes an image of the name {0} right now")]
     CapturedAlready(String),
-    #[error("an encrypted image cannot be rehearsed")]
-    RehearsalEncrypted,
     #[error("the image {image} is in use{}", used_by(.by))]
     InUse {
         image: String,

@@ -29,11 +29,12 @@ pub enum Code {
     UnknownFile,
     Namespace,
     Traced,
+    ShadowStack,
 }
 
 impl Code {
     #[cfg(test)]
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::EstablishedConnection,
         Self::SeveralUsers,
         Self::MainThreadEnded,
@@ -58,6 +59,7 @@ impl Code {
         Self::UnknownFile,
         Self::Namespace,
         Self::Traced,
+        Self::ShadowStack,
     ];
 
     pub fn name(self) -> &'static str {
@@ -86,6 +88,7 @@ impl Code {
             Self::UnknownFile => "unknown-file",
             Self::Namespace => "namespace",
             Self::Traced => "traced",
+            Self::ShadowStack => "shadow-stack",
         }
     }
 
@@ -108,6 +111,7 @@ impl Code {
             Self::MessageQueue => "mq_open",
             Self::Namespace => "unshare or clone",
             Self::Traced => "ptrace",
+            Self::ShadowStack => "arch_prctl",
             Self::DeletedLinked | Self::DeletedTooBig => "unlink",
             Self::MainThreadEnded | Self::ForeignSession | Self::UnknownFile => return None,
         })
@@ -153,6 +157,9 @@ impl Code {
             Self::UnknownFile => "CRIU does not know files of that kind",
             Self::Namespace => "CRIU can restore a tree only in namespaces that are all the same",
             Self::Traced => "a process can have one tracer, and CRIU has to be it",
+            Self::ShadowStack => {
+                "CRIU knows shadow stacks from 4.0 on: one that is older would break the process"
+            }
         }
     }
 
@@ -216,6 +223,10 @@ impl Code {
                  warmimg in the container"
             }
             Self::Traced => "detach the debugger, strace or profiler, and try again",
+            Self::ShadowStack => {
+                "use CRIU 4.0 or newer (--criu, `cargo xtask setup`), or start the server without them: \
+                 GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 pub use self::{code::Code, log::in_log};
 use crate::{
-    criu::UserError,
+    criu::{UserError, Version},
     tree::{self, Connection, HostPid, Member},
 };
 
@@ -103,10 +103,14 @@ impl fmt::Display for Obstacles {
     }
 }
 
-/// Looks for all that cannot be captured. CRIU is to run in the namespaces of `criu`; `exec_at` is when
-/// the command was executed, if that is known.
-pub fn look_for(members: &[Member], criu: HostPid, exec_at: Option<SystemTime>) -> Vec<Obstacle> {
-    let mut found = processes::look_for(members, criu);
+/// Looks for all that cannot be captured. CRIU of this version is to run in the namespaces of `criu`;
+/// `exec_at` is when the command was executed, if that is known.
+pub fn look_for(
+    members: &[Member],
+    (criu, version): (HostPid, Version),
+    exec_at: Option<SystemTime>,
+) -> Vec<Obstacle> {
+    let mut found = processes::look_for(members, criu, version);
     for member in members {
         found.extend(descriptors::look_for(member, members, exec_at));
     }

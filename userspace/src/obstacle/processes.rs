@@ -5,7 +5,10 @@ use std::{fs, os::unix::fs::MetadataExt as _};
 use procfs::process::Process;
 
 use super::{Code, Obstacle};
-use crate::tree::{self, HostPid, Member, NsPid};
+use crate::{
+    criu::Version,
+    tree::{self, HostPid, Member, NsPid},
+};
 
 /// In which the root must be where CRIU is: it is not restored in others.
 const OF_CRIU: [&str; 2] = ["user", "mnt"];
@@ -25,7 +28,10 @@ const OF_ROOT: [&str; 8] = [
 /// `SECCOMP_MODE_FILTER` of linux/seccomp.h.
 const FILTER: u32 = 2;
 
-pub fn look_for(members: &[Member], criu: HostPid) -> Vec<Obstacle> {
+/// The first CRIU that knows shadow stacks (<https://github.com/checkpoint-restore/criu/pull/2484>).
+const SHADOW_STACKS: Version = Version(4, 0, 0);
+
+pub fn look_for(members: &[Member], criu: HostPid, version: Version) -> Vec<Obstacle> {
     let Some(root) = members.first() else {
         return vec![];
     };
@@ -64,6 +70,9 @@ pub fn look_for(members: &[Member], criu: HostPid) -> Vec<Obstacle> {
         }
         if shares_ipc && has_sysv_memory(pid) {
             add(Code::SharedMemory, "has shared memory of System V");
+        }
+        if version < SHADOW_STACKS && has_shadow_stack(&status_text(pid)) {
+            add(Code::ShadowStack, "has a shadow stack");
         }
     }
     found
@@ -106,7 +115,46 @@ fn other_namespaces(pid: HostPid, root: HostPid, criu: HostPid) -> Vec<&'static 
     others
 }
 
+/// What /proc/PID/status says; nothing of a process that is gone.
+fn status_text(pid: HostPid) -> String {
+    fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default()
+}
+
+/// Whether a process has a shadow stack, by its status (Documentation/arch/x86/shstk.rst of Linux; the
+/// line is there since 6.6). What is only locked is not on.
+fn has_shadow_stack(status: &str) -> bool {
+    let mut lines = status.lines();
+    let features = lines.find_map(|line| line.strip_prefix("x86_Thread_features:"));
+    features.is_some_and(|features| features.split_whitespace().any(|name| name == "shstk"))
+}
+
 fn has_sysv_memory(pid: HostPid) -> bool {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     maps.lines().any(|line| line.contains(" /SYSV"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end of a status, as arch/x86/kernel/cpu/proc.c of Linux writes it.
+    fn status(on: &str, locked: &str) -> String {
+        format!(
+            "Name:\tserver\nSeccomp:\t0\nnonvoluntary_ctxt_switches:\t9\n\
+             x86_Thread_features:\t{on}\nx86_Thread_features_locked:\t{locked}\n"
+        )
+    }
+
+    #[test]
+    fn shadow_stacks_that_are_on_are_seen() {
+        assert!(has_shadow_stack(&status("shstk ", "shstk wrss ")));
+        assert!(has_shadow_stack(&status("shstk wrss ", "")));
+        // Off and locked, off, and what is called otherwise.
+        assert!(!has_shadow_stack(&status("", "shstk wrss ")));
+        assert!(!has_shadow_stack(&status("", "")));
+        assert!(!has_shadow_stack(&status("wrss ", "")));
+        // Of a kernel without them, and of a process that is gone.
+        assert!(!has_shadow_stack("Name:\tshstk\nThreads:\t1\n"));
+        assert!(!has_shadow_stack(&status_text(HostPid(0))));
+    }
 }

@@ -267,9 +267,14 @@ impl Sandbox {
     /// # Errors
     /// See [`SpawnError`]: init has ended then, or is about to.
     pub async fn detach(&mut self) -> Result<(), SpawnError> {
-        self.command(Order::Detach).await?;
-        self.detached = true;
-        Ok(())
+        let told = self.command(Order::Detach).await;
+        self.detached = told.is_ok();
+        if told.is_err() {
+            // It may not know, and would wait for orders that nobody gives.
+            let kill = rustix::process::Signal::KILL;
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, kill);
+        }
+        told
     }
 
     /// Waits until nothing runs any more, and returns the wait status of the main process.

@@ -78,6 +78,25 @@ impl Header {
             key,
         }
     }
+
+    /// Reads one of `path`.
+    ///
+    /// # Errors
+    /// [`StoreError::BadManifest`] or [`StoreError::OtherSchema`].
+    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, StoreError> {
+        let header: Self =
+            serde_json::from_slice(bytes).map_err(|source| StoreError::BadManifest {
+                path: path.to_path_buf(),
+                source,
+            })?;
+        match header.schema {
+            SCHEMA => Ok(header),
+            found => Err(StoreError::OtherSchema {
+                path: path.to_path_buf(),
+                found,
+            }),
+        }
+    }
 }
 
 /// An encrypted image.
@@ -248,7 +267,7 @@ impl Store {
         Ok(Some(Encrypted {
             digest: digest.clone(),
             names: self.names_of(digest),
-            header: parse_header(&path, &bytes)?,
+            header: Header::parse(&path, &bytes)?,
             opened,
             folder,
         }))
@@ -283,7 +302,11 @@ impl Store {
             .map_err(write_error(&ciphertext))?;
         sync_folder(&aside)?;
         let folder = self.folder_of_encrypted(digest);
-        fs::rename(&aside, &folder).map_err(write_error(&folder))?;
+        match fs::rename(&aside, &folder) {
+            // Another was faster, with the very same image.
+            Err(_) if folder.join(HEADER).exists() => {}
+            renamed => renamed.map_err(write_error(&folder))?,
+        }
         sync_folder(&self.root.join(ENCRYPTED))?;
         name.map_or(Ok(()), |name| self.point(name, digest))
     }
@@ -295,20 +318,5 @@ impl Store {
 
     pub(super) fn folder_of_encrypted(&self, digest: &Digest) -> PathBuf {
         self.root.join(ENCRYPTED).join(digest.as_str())
-    }
-}
-
-fn parse_header(path: &Path, bytes: &[u8]) -> Result<Header, StoreError> {
-    let bad = |source| StoreError::BadManifest {
-        path: path.to_path_buf(),
-        source,
-    };
-    let header: Header = serde_json::from_slice(bytes).map_err(bad)?;
-    match header.schema {
-        SCHEMA => Ok(header),
-        found => Err(StoreError::OtherSchema {
-            path: path.to_path_buf(),
-            found,
-        }),
     }
 }

@@ -110,22 +110,20 @@ impl Store {
         self.root.join(MEMORY).join("images").join(digest.as_str())
     }
 
-    /// Removes what an open image has in memory; tells whether there was anything.
+    /// Removes what an image has in memory, if it is open.
     ///
     /// # Errors
     /// [`StoreError::Write`], [`StoreError::Memory`] or [`StoreError::Open`].
-    pub fn close(&self, digest: &Digest) -> Result<bool, StoreError> {
+    pub fn close(&self, digest: &Digest) -> Result<(), StoreError> {
         let folder = self.folder_in_memory(digest);
         if !folder.is_dir() {
-            return Ok(false);
+            return Ok(());
         }
         let memory = self.memory()?;
         // Out of the images first, so that no half-removed image is ever seen.
         let aside = memory.stage()?;
         let target = aside.image().join("closed");
-        fs::rename(&folder, &target).map_err(write_error(&folder))?;
-        drop(aside);
-        Ok(true)
+        fs::rename(&folder, &target).map_err(write_error(&folder))
     }
 
     /// Removes what killed ones have left in memory.
@@ -170,12 +168,10 @@ impl Store {
         };
         let is_free = File::open(&place)
             .is_ok_and(|root| flock(root, FlockOperation::NonBlockingLockExclusive).is_ok());
-        // Mount namespaces of instances that end may have it for a moment.
-        if is_free
-            && is_empty("images")
-            && is_empty("staging")
-            && unmount(&place, UnmountFlags::DETACH).is_ok()
-        {
+        if is_free && is_empty("images") && is_empty("staging") {
+            // Mount namespaces of instances that end may have it for a moment. After a power loss, it is not
+            // mounted, and the folder is all there is.
+            let _ = unmount(&place, UnmountFlags::DETACH);
             let _ = fs::remove_dir(&place);
         }
     }

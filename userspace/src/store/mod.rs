@@ -30,6 +30,7 @@ mod manifest;
 mod memory;
 pub(crate) mod outside;
 mod prune;
+mod replace;
 pub(crate) mod seal;
 mod staging;
 mod temporary;
@@ -42,8 +43,6 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
-
-use crate::{edit, working_set::Touched};
 
 use self::{
     encrypted::ENCRYPTED,
@@ -289,39 +288,6 @@ impl Store {
         })
     }
 
-    /// Puts an image in the place of another that differs only by what is known of its working set:
-    /// its names point to the new one, and the old one is removed.
-    ///
-    /// # Errors
-    /// [`StoreError::Edit`], or [`StoreError::Read`] or [`StoreError::Write`]; the old one is still
-    /// there then.
-    pub fn replace(&self, image: &Image, touched: &Touched) -> Result<Image, StoreError> {
-        let [first, others @ ..] = &image.names[..] else {
-            // Nobody would find it again.
-            return Err(StoreError::Unnamed(image.digest.clone()));
-        };
-        let staging = self.stage()?;
-        let criu = staging.criu();
-        link_all(&image.criu_folder(), &criu)?;
-        if let Some(read) = image.read_files()? {
-            read.write(&staging)?;
-        }
-        let mapped = edit::describe_mapped(&criu, &staging.map(), &touched.written)?;
-        let manifest = Manifest {
-            mapped: Some(mapped),
-            working_set: Some(touched.set.clone()),
-            ..image.manifest.clone()
-        };
-        let new = self.commit(staging, manifest, first)?;
-        others
-            .iter()
-            .try_for_each(|name| self.point(name, &new.digest))?;
-        if new.digest != image.digest {
-            self.remove(&image.digest)?;
-        }
-        self.load(new.digest)
-    }
-
     fn point(&self, name: &str, digest: &Digest) -> Result<(), StoreError> {
         self.put("names", name, digest.0.as_bytes())
     }
@@ -416,12 +382,12 @@ impl Store {
             fs::remove_file(&path).map_err(write_error(&path))?;
         }
         let encrypted = self.folder_of_encrypted(digest);
-        let folder = match encrypted.is_dir() {
+        let (kind, folder) = match encrypted.is_dir() {
             true => {
                 self.close(digest)?;
-                encrypted
+                (ENCRYPTED, encrypted)
             }
-            false => self.folder_of(digest),
+            false => ("images", self.folder_of(digest)),
         };
         // Out of the images first, so that no half-removed image is ever seen.
         let aside = self.stage()?;
@@ -429,7 +395,7 @@ impl Store {
         fs::rename(&folder, &target).map_err(write_error(&folder))?;
         self.succeeded(digest);
         // And for good, before anything of it is removed.
-        for folder in ["names", "images"] {
+        for folder in ["names", kind] {
             sync_folder(&self.root.join(folder))?;
         }
         Ok(names)
@@ -538,19 +504,6 @@ pub fn check_name(name: &str) -> Result<(), StoreError> {
             name: name.to_owned(),
         })
     }
-}
-
-/// Makes all files of a folder files of another as well.
-fn link_all(from: &Path, to: &Path) -> Result<(), StoreError> {
-    for entry in fs::read_dir(from).map_err(read_error(from))? {
-        let path = entry.map_err(read_error(from))?.path();
-        let link = to.join(path.file_name().unwrap_or_default());
-        // Not every file system has links.
-        fs::hard_link(&path, &link)
-            .or_else(|_| fs::copy(&path, &link).map(drop))
-            .map_err(write_error(&link))?;
-    }
-    Ok(())
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {

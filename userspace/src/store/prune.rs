@@ -41,7 +41,11 @@ impl Rules {
         let has_other = self.older_than.is_some() || self.max_bytes.is_some();
         let mut choice = Choice {
             removed: vec![],
-            rest_bytes: images.iter().map(Stored::bytes).sum(),
+            // What a header says of an encrypted image is nothing that was verified.
+            rest_bytes: images
+                .iter()
+                .map(Stored::bytes)
+                .fold(0, u64::saturating_add),
         };
         let candidates = images.iter().skip(self.keep.unwrap_or(0));
         let candidates: Vec<&Stored> = candidates
@@ -52,7 +56,7 @@ impl Rules {
             let is_too_old = self.older_than.is_some_and(|limit| is_old(image, limit));
             let is_too_much = self.max_bytes.is_some_and(|most| choice.rest_bytes > most);
             if is_too_old || is_too_much || !has_other {
-                choice.rest_bytes -= image.bytes();
+                choice.rest_bytes = choice.rest_bytes.saturating_sub(image.bytes());
                 choice.removed.push(image);
             }
         }
@@ -87,6 +91,22 @@ mod tests {
             }))
         };
         names.iter().enumerate().map(image).collect()
+    }
+
+    #[test]
+    fn sizes_that_lie_remove_nothing_else() {
+        let mut all = images(&["web", "-"]);
+        for image in &mut all {
+            if let Stored::Plain(image) = image {
+                image.manifest.files[0].bytes = u64::MAX;
+            }
+        }
+        let most = Rules {
+            max_bytes: Some(30),
+            ..Rules::default()
+        };
+        let choice = most.choose(&all, |_| false, 0);
+        assert_eq!(choice.removed, [&all[1]]);
     }
 
     /// The places of the removed images, and what remains.
