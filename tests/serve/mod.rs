@@ -291,7 +291,7 @@ fn an_instance_that_stands_by_goes_on() {
         stands_by(&served);
         assert_eq!(served.ask(), "200 1");
         let woken = served.wait_for("woken", round);
-        assert_eq!(woken[round - 1]["was_standing_by"], true);
+        assert_eq!(woken[round - 1]["how"], "standby");
         served.wait_for("ended", round);
     }
     stands_by(&served);

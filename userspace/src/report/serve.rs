@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     instance::describe_status,
     memory::Memory,
-    serve::{Cause, Config, Event, Status, What},
+    serve::{Cause, Config, Event, How, Status, What},
 };
 
 impl Cause {
@@ -155,20 +155,16 @@ fn describe(what: &What) -> String {
     match what {
         What::Listening { listener } => format!("listens on {listener}"),
         What::Adopted { instance } => format!("{instance} goes on"),
-        What::Woken {
-            instance,
-            cause,
-            was_standing_by,
-            took,
-        } => format!(
-            "{instance} {} {}: {}",
-            if *was_standing_by {
-                "goes on after"
-            } else {
-                "is up after"
+        What::Woken(wake) => format!(
+            "{} {} after {}: {} ({})",
+            wake.instance,
+            match wake.how {
+                How::Restored => "is up",
+                How::StoodBy => "goes on",
             },
-            Milliseconds(took.as_micros() as u64),
-            cause.describe()
+            Milliseconds(wake.took_us),
+            wake.cause.describe(),
+            wake.id,
         ),
         What::Ended {
             instance,
@@ -206,15 +202,11 @@ fn describe_json(what: &What) -> Value {
     match what {
         What::Listening { listener } => json!({ "event": "listening", "listener": listener }),
         What::Adopted { instance } => json!({ "event": "adopted", "instance": instance }),
-        What::Woken {
-            instance,
-            cause,
-            was_standing_by,
-            took,
-        } => json!({
-            "event": "woken", "instance": instance, "cause": cause,
-            "was_standing_by": was_standing_by, "took_ms": ms(took),
-        }),
+        What::Woken(wake) => {
+            let mut object = json!(wake);
+            object["event"] = "woken".into();
+            object
+        }
         What::Ended {
             instance,
             cause,

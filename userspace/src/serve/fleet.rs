@@ -12,10 +12,11 @@ use tokio::task::JoinSet;
 
 use super::{
     config,
-    gateway::Shared,
-    journal::{Cause, What},
+    journal::{Cause, How, What},
+    shared::Shared,
     site::Status,
     socket::Socket,
+    wakes::Waking,
 };
 use crate::{
     doctor::chain,
@@ -120,25 +121,24 @@ impl Fleet {
     /// # Errors
     /// Those of a restore.
     pub async fn bring_up(&mut self, cause: Cause) -> Result<(), Error> {
-        let begun = Instant::now();
-        let stood_by = self.standing_by.pop();
-        let was_standing_by = stood_by.is_some();
-        let mut running = match stood_by {
+        let mut waking = self.shared.wake(&self.name, cause);
+        let (how, mut running) = match self.standing_by.pop() {
             Some(running) => {
                 go_on(&running);
-                running
+                waking.lap("thaw");
+                (How::StoodBy, running)
             }
-            None => self.restore().await?,
+            None => (How::Restored, self.restore(&mut waking).await?),
         };
         running.since = Instant::now();
-        self.tell(What::Woken {
-            instance: running.record().id.clone(),
-            cause,
-            was_standing_by,
-            took: begun.elapsed(),
-        });
-        self.serving.push(running);
+        self.serve(waking, how, running);
         Ok(())
+    }
+
+    /// From now on, an instance serves.
+    fn serve(&mut self, waking: Waking, how: How, running: Running) {
+        self.tell(What::Woken(waking.end(how, &running.record().id)));
+        self.serving.push(running);
     }
 
     /// Restores and freezes instances until enough stand by.
@@ -147,28 +147,23 @@ impl Fleet {
     /// Those of a restore.
     pub async fn stand_by(&mut self) -> Result<(), Error> {
         while self.lacks_standby() {
-            let begun = Instant::now();
-            let running = self.restore().await?;
+            let mut waking = self.shared.wake(&self.name, Cause::Connection);
+            let running = self.restore(&mut waking).await?;
             if self.stand_still(&running).await.unwrap_or(false) {
                 self.standing_by.push(running);
                 continue;
             }
             // It has accepted a connection before it could be stopped.
             go_on(&running);
-            self.tell(What::Woken {
-                instance: running.record().id.clone(),
-                cause: Cause::Connection,
-                was_standing_by: false,
-                took: begun.elapsed(),
-            });
-            self.serving.push(running);
+            self.serve(waking, How::Restored, running);
         }
         Ok(())
     }
 
-    async fn restore(&self) -> Result<Running, Error> {
+    async fn restore(&self, waking: &mut Waking) -> Result<Running, Error> {
         let shared = &self.shared;
         let image = shared.store.find(Some(self.config.image(&self.name)))?;
+        waking.lap("image");
         let options = restore::Options {
             detached: true,
             memory: self.config.memory,
@@ -182,9 +177,11 @@ impl Fleet {
             ..restore::Options::default()
         };
         let restored = restore::restore(&shared.store, &shared.criu, &image, &options).await?;
+        waking.restored(&restored.timings.parts);
         let id = restored.record.id.clone();
         restored.detach().await?;
         let running = Running::follow(&shared.store.instances(), &id);
+        waking.lap("detach");
         Ok(running.map_err(RestoreError::Instance)?)
     }
 

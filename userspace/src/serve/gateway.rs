@@ -1,12 +1,11 @@
 //! All sites together: what they share, and who tells them what to do.
 
 use std::{
-    cell::RefCell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     rc::Rc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -24,6 +23,7 @@ use super::{
     journal::{Event, What},
     keeper::{Keeper, Kept},
     places::{Place, is_any_port, places},
+    shared::Shared,
     site::{Order, Site},
     socket::Socket,
 };
@@ -31,17 +31,13 @@ use crate::{
     criu::Program,
     doctor::chain,
     edit::SocketTraits,
-    host::Clocks,
     instance::{self, Running, State},
     listener::Listener,
     private,
     proxy::plan::{Plan, State as SiteState},
     store::Store,
     sys::bpf,
-    watch::{
-        WatchError,
-        connections::{Bounds, Connections, Counter, Told},
-    },
+    watch::connections::{Counter, Told},
 };
 
 /// What the proxy is called beside the names of sites.
@@ -57,60 +53,6 @@ const DOOR: SocketTraits = SocketTraits {
 
 /// How long after its end the proxy is started again.
 const FRONT_PAUSE: Duration = Duration::from_millis(200);
-
-/// What all sites need.
-pub struct Shared {
-    pub store: Store,
-    pub criu: Program,
-    counter: RefCell<Counter>,
-    states: UnboundedSender<(String, SiteState)>,
-    journal: Box<dyn Fn(&Event)>,
-    /// The same moment by both clocks.
-    began: (Instant, u64),
-}
-
-impl Shared {
-    /// Tells what has happened to a site.
-    pub fn tell(&self, site: &str, what: What) {
-        (self.journal)(&Event {
-            site: site.to_owned(),
-            what,
-        });
-    }
-
-    /// Lets the proxy know how a site is.
-    pub fn set_state(&self, site: &str, state: SiteState) {
-        let _ = self.states.send((site.to_owned(), state));
-    }
-
-    /// The connections of a listener. If bounds are given, the kernel tells once when they leave them.
-    ///
-    /// # Errors
-    /// See [`WatchError`].
-    pub fn connections(
-        &self,
-        number: u32,
-        bounds: Option<Bounds>,
-    ) -> Result<Connections, WatchError> {
-        let mut counter = self.counter.borrow_mut();
-        match bounds {
-            Some(bounds) => counter.bound(number, bounds),
-            None => counter.of(number),
-        }
-    }
-
-    /// A time of the kernel's monotonic clock.
-    pub fn instant(&self, ns: u64) -> Instant {
-        let (began, began_ns) = self.began;
-        let since = Duration::from_nanos(ns.abs_diff(began_ns));
-        let before = || began.checked_sub(since).unwrap_or(began);
-        if ns > began_ns {
-            began + since
-        } else {
-            before()
-        }
-    }
-}
 
 struct Handle {
     config: config::Site,
@@ -177,14 +119,7 @@ impl Gateway {
             tracing::debug!("forks copy the ring: {error}");
         }
         let (states_sender, states) = unbounded_channel();
-        let shared = Rc::new(Shared {
-            store,
-            criu,
-            states: states_sender,
-            counter: RefCell::new(counter),
-            journal,
-            began: (Instant::now(), Clocks::now().monotonic_ns),
-        });
+        let shared = Rc::new(Shared::new(store, criu, counter, states_sender, journal));
         let mut gateway = Self {
             shared,
             told,

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::wakes::Wake;
 use crate::listener::Listener;
 
 /// Something that happened to a site.
@@ -14,7 +15,7 @@ pub struct Event {
 }
 
 /// Why an instance is brought up or ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// A connection waits.
@@ -31,6 +32,17 @@ pub enum Cause {
     Removed,
 }
 
+/// How an instance came up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// From its image.
+    Restored,
+    /// It was there already, and stood still.
+    #[serde(rename = "standby")]
+    StoodBy,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
@@ -39,13 +51,7 @@ pub enum What {
     /// An instance that ran before is in its place again.
     Adopted { instance: String },
     /// An instance serves from now on.
-    Woken {
-        instance: String,
-        cause: Cause,
-        /// It was there already, and stood still.
-        was_standing_by: bool,
-        took: Duration,
-    },
+    Woken(Wake),
     /// An instance was ended.
     Ended {
         instance: String,

@@ -22,14 +22,16 @@ mod gateway;
 mod journal;
 mod keeper;
 mod places;
+mod shared;
 mod site;
 pub mod socket;
+pub mod wakes;
 
 pub use self::{
     config::{Config, ConfigError},
     error::GatewayError,
     front::FrontError,
     gateway::Gateway,
-    journal::{Cause, Event, What},
+    journal::{Cause, Event, How, What},
     site::Status,
 };
