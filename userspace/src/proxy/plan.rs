@@ -214,6 +214,8 @@ pub struct Stats {
 pub struct SiteStats {
     /// Answers of 1xx (upgrades), 2xx, 3xx, 4xx and 5xx; 499 counts requests whose client went away.
     pub answers: [u64; 5],
+    /// Requests that were answered with 503 here, as the site failed or too many waited.
+    pub refused: u64,
     /// Requests and tunnels.
     pub in_flight: u64,
     /// Of these, how many wait for their answer to begin.
@@ -224,6 +226,8 @@ pub struct SiteStats {
     /// Time from a request to the first byte of its answer: how many took less than
     /// [`bucket_us`] of their place, and not less than that of the one before.
     pub first_byte: [u64; BUCKETS],
+    /// The sum of these times, in µs.
+    pub first_byte_us: u64,
 }
 
 /// How many buckets the histogram of times has; the last is for all that took longer.

@@ -37,11 +37,13 @@ impl Site {
     /// In how many seconds it should be tried again, if it cannot be served now.
     pub fn admit(self: &Arc<Self>, begun: Instant) -> Result<InFlight, u32> {
         if let Some(seconds) = self.live.failed_for() {
+            self.live.refused.fetch_add(1, Relaxed);
             return Err(seconds);
         }
         let waiting = self.live.waiting.fetch_add(1, Relaxed);
         if waiting >= u64::from(self.settings.max_in_flight_waiting) {
             self.live.waiting.fetch_sub(1, Relaxed);
+            self.live.refused.fetch_add(1, Relaxed);
             return Err(1);
         }
         let before = self.live.in_flight.fetch_add(1, Relaxed);
@@ -74,9 +76,11 @@ pub struct Live {
     pub in_flight: AtomicU64,
     waiting: AtomicU64,
     answers: [AtomicU64; 5],
+    refused: AtomicU64,
     pub bytes_in: AtomicU64,
     pub bytes_out: AtomicU64,
     first_byte: [AtomicU64; BUCKETS],
+    first_byte_us: AtomicU64,
     failed_until: Mutex<Option<Instant>>,
     has_failed: AtomicBool,
     /// The requests in flight have passed a step that was not told of.
@@ -92,9 +96,11 @@ impl Live {
             in_flight: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             answers: Default::default(),
+            refused: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             first_byte: Default::default(),
+            first_byte_us: AtomicU64::new(0),
             failed_until: Mutex::new(None),
             has_failed: AtomicBool::new(false),
             has_stepped: AtomicBool::new(false),
@@ -132,11 +138,13 @@ impl Live {
     pub fn stats(&self) -> SiteStats {
         SiteStats {
             answers: self.answers.each_ref().map(|one| one.load(Relaxed)),
+            refused: self.refused.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed),
             waiting: self.waiting.load(Relaxed),
             bytes_in: self.bytes_in.load(Relaxed),
             bytes_out: self.bytes_out.load(Relaxed),
             first_byte: self.first_byte.each_ref().map(|one| one.load(Relaxed)),
+            first_byte_us: self.first_byte_us.load(Relaxed),
         }
     }
 
@@ -169,6 +177,7 @@ impl InFlight {
         self.site.live.waiting.fetch_sub(1, Relaxed);
         let place = (0..BUCKETS - 1).find(|&place| time < bucket_us(place));
         self.site.live.first_byte[place.unwrap_or(BUCKETS - 1)].fetch_add(1, Relaxed);
+        self.site.live.first_byte_us.fetch_add(time, Relaxed);
     }
 
     pub fn first_byte(&self) -> Option<Duration> {

@@ -345,6 +345,7 @@ impl Fleet {
             taken: counted.taken,
             wakes: 0,
             failures: 0,
+            proxy: None,
         }
     }
 

@@ -10,19 +10,25 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        oneshot,
+    },
     task::JoinHandle,
 };
 
 use super::{
+    activation::Passed,
     admin::{self, Admin},
-    config::{self, Config, Proxy},
+    config::{self, Config, Metrics, Proxy},
     error::GatewayError,
     fleet::Fleet,
     front::Front,
     journal::{Event, What},
     keeper::{Keeper, Kept},
-    places::{Place, is_any_port, places},
+    metrics,
+    overview::Overview,
+    places::{METRICS, Place, places},
     shared::Shared,
     site::{Order, Site},
     socket::Socket,
@@ -34,7 +40,7 @@ use crate::{
     instance::{self, Running, State},
     listener::Listener,
     private,
-    proxy::plan::{Plan, State as SiteState},
+    proxy::plan::{Plan, State as SiteState, Stats},
     store::Store,
     sys::bpf,
     watch::connections::{Counter, Told},
@@ -89,6 +95,11 @@ pub struct Gateway {
     plan: Plan,
     admin: Admin,
     states: UnboundedReceiver<(String, SiteState)>,
+    /// Who asks for the figures of the proxy.
+    asking: UnboundedSender<oneshot::Sender<Stats>>,
+    asked: UnboundedReceiver<oneshot::Sender<Stats>>,
+    /// Where metrics are read, if they are.
+    metrics: Option<metrics::Door>,
     folder: PathBuf,
     /// Only one gateway serves from a store.
     _lock: fs::File,
@@ -96,7 +107,8 @@ pub struct Gateway {
 
 impl Gateway {
     /// Serves the sites of a configuration, from within a set of local tasks. What was restored for
-    /// them by a gateway that is gone goes on.
+    /// them by a gateway that is gone goes on; what was passed to this process is taken in place of
+    /// sockets of its own.
     ///
     /// # Errors
     /// See [`GatewayError`]; nothing is served then.
@@ -104,6 +116,7 @@ impl Gateway {
         store: Store,
         criu: Program,
         config: &Config,
+        passed: Passed,
         journal: Box<dyn Fn(&Event)>,
     ) -> Result<Self, GatewayError> {
         let places = places(&store, config)?;
@@ -119,6 +132,7 @@ impl Gateway {
             tracing::debug!("forks copy the ring: {error}");
         }
         let (states_sender, states) = unbounded_channel();
+        let (asking, asked) = unbounded_channel();
         let shared = Rc::new(Shared::new(store, criu, counter, states_sender, journal));
         let mut gateway = Self {
             shared,
@@ -130,11 +144,26 @@ impl Gateway {
             plan: Plan::default(),
             admin,
             states,
+            asking,
+            asked,
+            metrics: None,
             folder,
             _lock: lock,
         };
-        let kept = Keeper::take_over(&gateway.folder);
-        gateway.serve(config, places, kept).await?;
+        let mut kept = passed.sockets;
+        kept.extend(Keeper::take_over(&gateway.folder));
+        gateway.serve(config, places, &mut kept).await?;
+        let unused = kept.iter().filter(|kept| kept.is_passed);
+        let unused = unused.map(|kept| (&kept.name, Some(&kept.listener)));
+        let unfit = passed.unfit.iter().map(|name| (name, None));
+        for (name, listener) in unused.chain(unfit) {
+            gateway.shared.tell(
+                name,
+                What::Unused {
+                    listener: listener.cloned(),
+                },
+            );
+        }
         Ok(gateway)
     }
 
@@ -154,21 +183,21 @@ impl Gateway {
     /// See [`GatewayError`]; all goes on as before then.
     pub async fn configure(&mut self, config: &Config) -> Result<(), GatewayError> {
         let places = places(&self.shared.store, config)?;
-        self.serve(config, places, vec![]).await
+        self.serve(config, places, &mut vec![]).await
     }
 
     async fn serve(
         &mut self,
         config: &Config,
         places: BTreeMap<String, Place>,
-        mut kept: Vec<Kept>,
+        kept: &mut Vec<Kept>,
     ) -> Result<(), GatewayError> {
         // First what can fail.
         let mut sockets = BTreeMap::new();
         for (name, place) in &places {
             let goes_on = |site: &Handle| site.place == *place;
             if !self.sites.get(name).is_some_and(goes_on) {
-                let socket = self.socket(name, &place.new, &place.traits, &mut kept)?;
+                let socket = self.socket(name, &place.new, &place.traits, kept)?;
                 sockets.insert(name.clone(), socket);
             }
         }
@@ -179,10 +208,11 @@ impl Gateway {
             let open = open.find(|door| door.listener == listener);
             let door = match open {
                 Some(door) => door.clone(),
-                None => self.socket(PROXY, &listener, &DOOR, &mut kept)?,
+                None => self.socket(PROXY, &listener, &DOOR, kept)?,
             };
             doors.push(door);
         }
+        let metrics = self.metrics_door(config, kept)?;
         let is_gone = |name: &String| !places.contains_key(name) || sockets.contains_key(name);
         let stays = self.sites.iter().filter(|(name, _)| !is_gone(name));
         let stays = stays.map(|(name, site)| (name.clone(), site.socket.clone()));
@@ -193,6 +223,7 @@ impl Gateway {
         let keeper = Keeper::start(&self.folder, &all).map_err(GatewayError::Keeper)?;
         self.keeper = Some(keeper);
         self.doors = doors;
+        self.metrics = metrics;
 
         let gone: Vec<String> = self
             .sites
@@ -242,16 +273,11 @@ impl Gateway {
             .map(|site| &site.socket)
             .chain(&self.doors);
         let held = held.find(|socket| socket.listener == *listener);
-        let is_meant = |kept: &Kept| {
-            kept.listener == *listener || (is_any_port(listener) && kept.name == name)
-        };
-        let is_kept = kept.iter().position(is_meant);
+        let is_kept = kept.iter().position(|kept| kept.is_for(name, listener));
         let socket = match (held, is_kept) {
             (Some(held), _) => held.again(traits),
-            (None, Some(number)) => {
-                let kept = kept.swap_remove(number);
-                Socket::with(kept.listener, kept.descriptor, traits)
-            }
+            // Those that were passed come first.
+            (None, Some(number)) => Socket::kept(kept.remove(number), traits),
             (None, None) => Socket::bind(listener, traits),
         };
         socket.map(Rc::new).map_err(|source| GatewayError::Listen {
@@ -259,6 +285,29 @@ impl Gateway {
             listener: listener.clone(),
             source,
         })
+    }
+
+    /// Where metrics are to be read: where they are, or anew.
+    fn metrics_door(
+        &self,
+        config: &Config,
+        kept: &mut Vec<Kept>,
+    ) -> Result<Option<metrics::Door>, GatewayError> {
+        let Some(listener) = config.metrics.as_ref().map(Metrics::listener) else {
+            return Ok(None);
+        };
+        let open = self.metrics.as_ref().map(|door| door.socket.clone());
+        let socket = match open.filter(|socket| socket.listener == listener) {
+            Some(socket) => socket,
+            None => self.socket(METRICS, &listener, &DOOR, kept)?,
+        };
+        let door = metrics::Door::open(socket);
+        let door = door.map_err(|source| GatewayError::Listen {
+            site: METRICS.to_owned(),
+            listener,
+            source,
+        })?;
+        Ok(Some(door))
     }
 
     /// Has the proxy stand before these sites, if there is to be one.
@@ -366,6 +415,12 @@ impl Gateway {
                     None => std::future::pending().await,
                 }
             };
+            let reader = async {
+                match &self.metrics {
+                    Some(door) => door.accept().await,
+                    None => std::future::pending().await,
+                }
+            };
             let left = tokio::select! {
                 left = self.told.next() => match left {
                     Ok(left) => left,
@@ -384,10 +439,18 @@ impl Gateway {
                     }
                     continue;
                 }
+                Some(answer) = self.asked.recv() => {
+                    if let Some(front) = &mut self.front {
+                        let _ = front.ask(answer).await;
+                    }
+                    continue;
+                }
+                reader = reader => {
+                    tokio::task::spawn_local(metrics::answer(reader, self.overview()));
+                    continue;
+                }
                 stream = self.admin.accept() => {
-                    let sites = self.sites.iter();
-                    let sites = sites.map(|(name, site)| (name.clone(), site.orders.clone()));
-                    tokio::task::spawn_local(admin::answer(stream, sites.collect()));
+                    tokio::task::spawn_local(admin::answer(stream, self.overview()));
                     continue;
                 }
             };
@@ -395,6 +458,16 @@ impl Gateway {
             if let Some(site) = self.sites.values().find(meant) {
                 let _ = site.orders.send(Order::Counted);
             }
+        }
+    }
+
+    fn overview(&self) -> Overview {
+        let sites = self.sites.iter();
+        let sites = sites.map(|(name, site)| (name.clone(), site.orders.clone()));
+        Overview {
+            shared: self.shared.clone(),
+            sites: sites.collect(),
+            stats: self.asking.clone(),
         }
     }
 

@@ -73,6 +73,8 @@ pub enum What {
         /// Until it is tried again.
         pause: Duration,
     },
+    /// A socket of this name was passed that nothing here is to listen on; none if it does not listen.
+    Unused { listener: Option<Listener> },
     /// It goes on without something.
     Warned { text: String },
 }

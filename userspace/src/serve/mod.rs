@@ -13,6 +13,7 @@
 //! Invariants: an instance is ended only when none of its connections is left, or when its time
 //! to end by itself is over. A site is brought up once, however many ask.
 
+pub mod activation;
 pub mod admin;
 pub mod config;
 mod error;
@@ -21,10 +22,13 @@ mod front;
 mod gateway;
 mod journal;
 mod keeper;
+mod metrics;
+mod overview;
 mod places;
 mod shared;
 mod site;
 pub mod socket;
+mod trace;
 pub mod wakes;
 
 pub use self::{

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     journal::{Cause, Event, What},
+    metrics::Counts,
     wakes::{Wakes, Waking},
 };
 use crate::{
@@ -29,6 +30,7 @@ pub struct Shared {
     pub criu: Program,
     pub counter: RefCell<Counter>,
     pub wakes: RefCell<Wakes>,
+    pub counts: RefCell<Counts>,
     states: UnboundedSender<(String, State)>,
     journal: Box<dyn Fn(&Event)>,
     /// The same moment by both clocks.
@@ -49,6 +51,7 @@ impl Shared {
             criu,
             counter: RefCell::new(counter),
             wakes: RefCell::new(Wakes::new()),
+            counts: RefCell::default(),
             states,
             journal,
             began: (Instant::now(), Clocks::now().monotonic_ns),
@@ -62,6 +65,7 @@ impl Shared {
             what,
         };
         (self.journal)(&event);
+        self.counts.borrow_mut().add(&event);
         if let What::Woken(wake) = event.what {
             self.wakes.borrow_mut().keep(wake);
         }

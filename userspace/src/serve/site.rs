@@ -13,7 +13,12 @@ use super::{
     fleet::Fleet,
     journal::{Cause, What},
 };
-use crate::{doctor::chain, instance::Running, listener::Listener, proxy::plan::State};
+use crate::{
+    doctor::chain,
+    instance::Running,
+    listener::Listener,
+    proxy::plan::{SiteStats, State},
+};
 
 /// How long a site that cannot be brought up is left alone, at first and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(60)];
@@ -69,6 +74,8 @@ pub struct Status {
     pub wakes: u64,
     /// How often that failed, one time after the other, until now.
     pub failures: u32,
+    /// What the proxy has counted, if it is before the site.
+    pub proxy: Option<SiteStats>,
 }
 
 /// A site that is served.

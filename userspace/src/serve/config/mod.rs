@@ -2,6 +2,7 @@
 //!
 //! Invariant: a [`Config`] has no two sites on one listener.
 
+mod metrics;
 mod proxy;
 
 use std::{
@@ -14,7 +15,10 @@ use std::{
 use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
-pub use self::proxy::{KeyPair, Proxy, Route, plan};
+pub use self::{
+    metrics::Metrics,
+    proxy::{KeyPair, Proxy, Route, plan},
+};
 use crate::{
     listener::Wanted,
     restore::MemoryMode,
@@ -49,6 +53,7 @@ pub enum ConfigError {
 pub struct Config {
     pub sites: BTreeMap<String, Site>,
     pub proxy: Option<Proxy>,
+    pub metrics: Option<Metrics>,
 }
 
 /// A server that exists only while somebody asks.
@@ -117,6 +122,8 @@ struct File {
     site: BTreeMap<Spanned<String>, Spanned<Site>>,
     #[serde(default)]
     proxy: Option<Spanned<Proxy>>,
+    #[serde(default)]
+    metrics: Option<Metrics>,
 }
 
 fn wanted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Wanted, D::Error> {
@@ -236,7 +243,11 @@ impl Config {
                 site: name.clone(),
             });
         }
-        Ok(Self { sites, proxy })
+        Ok(Self {
+            sites,
+            proxy,
+            metrics: file.metrics,
+        })
     }
 }
 
