@@ -1,6 +1,8 @@
 //! `warmimg serve`: sites that are brought up by the connection that needs them.
 
 mod going_on;
+mod operation;
+mod passed;
 mod proxy;
 
 use std::{
@@ -267,7 +269,7 @@ fn instances_come_and_go_with_the_load() {
     drop(clients);
     let ended = served.wait_for("ended", 3);
     assert!(
-        ended.iter().any(|event| event["cause"] == "load"),
+        ended.iter().any(|event| event["cause"] == "calm"),
         "{ended:?}"
     );
     served.end();

@@ -158,10 +158,14 @@ pub enum Upstream {
     Unix(PathBuf),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case", deny_unknown_fields)]
 pub enum State {
     Ready,
+    /// It is being brought up, by the wake with this id.
+    Waking {
+        wake: String,
+    },
     /// It does not come up; it is tried again in so many seconds.
     Failed {
         retry_after_s: u32,

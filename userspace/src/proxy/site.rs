@@ -68,6 +68,14 @@ impl Site {
     }
 }
 
+/// The last time that the site was brought up.
+#[derive(Debug)]
+struct Wake {
+    id: String,
+    began: Instant,
+    ended: Option<Instant>,
+}
+
 /// What changes of a site.
 #[derive(Debug)]
 pub struct Live {
@@ -83,6 +91,7 @@ pub struct Live {
     first_byte_us: AtomicU64,
     failed_until: Mutex<Option<Instant>>,
     has_failed: AtomicBool,
+    wake: Mutex<Option<Wake>>,
     /// The requests in flight have passed a step that was not told of.
     pub has_stepped: AtomicBool,
     stepped: Arc<tokio::sync::Notify>,
@@ -103,23 +112,45 @@ impl Live {
             first_byte_us: AtomicU64::new(0),
             failed_until: Mutex::new(None),
             has_failed: AtomicBool::new(false),
+            wake: Mutex::new(None),
             has_stepped: AtomicBool::new(false),
             stepped,
         }
     }
 
     pub fn set(&self, state: State) {
+        let now = Instant::now();
+        let mut wake = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
         let until = match state {
+            State::Waking { wake: id } => {
+                *wake = Some(Wake {
+                    id,
+                    began: now,
+                    ended: None,
+                });
+                return;
+            }
             State::Ready => None,
             State::Failed { retry_after_s } => {
-                Instant::now().checked_add(Duration::from_secs(retry_after_s.into()))
+                now.checked_add(Duration::from_secs(retry_after_s.into()))
             }
         };
+        if let Some(wake) = &mut *wake {
+            wake.ended.get_or_insert(now);
+        }
         *self
             .failed_until
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = until;
         self.has_failed.store(until.is_some(), Relaxed);
+    }
+
+    /// The wake that a request waited for that came and was answered at these times.
+    pub fn wake(&self, came: Instant, answered: Instant) -> Option<String> {
+        let wake = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
+        let wake = wake.as_ref()?;
+        let was_over = wake.ended.is_some_and(|ended| ended < came);
+        (wake.began <= answered && !was_over).then(|| wake.id.clone())
     }
 
     /// For how many seconds more it does not come up; none if it may.
@@ -197,5 +228,25 @@ impl Drop for InFlight {
         }
         let before = self.site.live.in_flight.fetch_sub(1, Relaxed);
         self.site.note_step(before, before - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_waits_for_a_wake_that_goes_on_meanwhile() {
+        let live = Live::new(1, Arc::default());
+        let before = Instant::now();
+        assert_eq!(live.wake(before, before), None);
+        live.set(State::Waking { wake: "a-1".into() });
+        let during = Instant::now();
+        assert_eq!(live.wake(before, before), None);
+        assert_eq!(live.wake(before, during).as_deref(), Some("a-1"));
+        live.set(State::Ready);
+        let after = Instant::now();
+        assert_eq!(live.wake(during, after).as_deref(), Some("a-1"));
+        assert_eq!(live.wake(after, after), None);
     }
 }

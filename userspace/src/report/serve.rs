@@ -24,6 +24,7 @@ impl Cause {
             Self::Connection => "a connection waits",
             Self::Asked => "asked to",
             Self::Load => "more connections than it is to have",
+            Self::Calm => "fewer connections than it is to have",
             Self::Idle => "no connection for long enough",
             Self::MaxLife => "it has lived for long enough",
             Self::Removed => "it is served no more",
@@ -231,6 +232,19 @@ fn describe(what: &What) -> String {
             wake.cause.describe(),
             wake.id,
         ),
+        What::Limited {
+            cpus,
+            cause,
+            connections,
+        } => {
+            let cpus = cpus
+                .number()
+                .map_or("all".to_owned(), |number| number.to_string());
+            let cause = cause.describe();
+            format!(
+                "each instance may use {cpus} processors for {connections} connections: {cause}"
+            )
+        }
         What::Ended {
             instance,
             cause,
@@ -281,6 +295,13 @@ fn describe_json(what: &What) -> Value {
             object["event"] = "woken".into();
             object
         }
+        What::Limited {
+            cpus,
+            cause,
+            connections,
+        } => json!({
+            "event": "limited", "cpus": cpus.number(), "cause": cause, "connections": connections,
+        }),
         What::Ended {
             instance,
             cause,

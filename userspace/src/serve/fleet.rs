@@ -3,6 +3,8 @@
 //! All share one listening socket. One that stands still accepts nothing; so an instance that stands still
 //! and has accepted nothing can be ended without anybody noticing.
 
+mod scale;
+
 use std::{
     rc::Rc,
     time::{Duration, Instant},
@@ -19,6 +21,7 @@ use super::{
     wakes::Waking,
 };
 use crate::{
+    cgroup,
     doctor::chain,
     error::Error,
     freeze::{self, FreezeError},
@@ -58,6 +61,8 @@ pub struct Fleet {
     ending: JoinSet<()>,
     /// When it was last seen to have a connection.
     seen: Option<Instant>,
+    /// There are more connections than all instances that there may be are to have.
+    is_busy: bool,
 }
 
 impl Fleet {
@@ -81,6 +86,7 @@ impl Fleet {
             leaving: vec![],
             ending: JoinSet::new(),
             seen: None,
+            is_busy: false,
         }
     }
 
@@ -94,10 +100,11 @@ impl Fleet {
     }
 
     /// Goes on with an instance that was brought up by another gateway.
-    pub fn adopt(&mut self, running: Running) {
+    pub fn adopt(&mut self, mut running: Running) {
         self.tell(What::Adopted {
             instance: running.record().id.clone(),
         });
+        self.limit(&mut running);
         go_on(&running);
         self.serving.push(running);
     }
@@ -121,9 +128,17 @@ impl Fleet {
     /// # Errors
     /// Those of a restore.
     pub async fn bring_up(&mut self, cause: Cause) -> Result<(), Error> {
+        self.is_busy &= !self.is_asleep();
         let mut waking = self.shared.wake(&self.name, cause);
+        if self.is_asleep() {
+            let wake = waking.id().to_owned();
+            self.set_state(State::Waking { wake });
+        }
         let (how, mut running) = match self.standing_by.pop() {
-            Some(running) => {
+            Some(mut running) => {
+                if self.is_busy {
+                    self.limit(&mut running);
+                }
                 go_on(&running);
                 waking.lap("thaw");
                 (How::StoodBy, running)
@@ -137,6 +152,9 @@ impl Fleet {
 
     /// From now on, an instance serves.
     fn serve(&mut self, waking: Waking, how: How, running: Running) {
+        if self.is_asleep() {
+            self.set_state(State::Ready);
+        }
         self.tell(What::Woken(waking.end(how, &running.record().id)));
         self.serving.push(running);
     }
@@ -174,6 +192,10 @@ impl Fleet {
             }],
             hook_limit: HOOK_LIMIT,
             site: Some(self.name.clone()),
+            group: self.limits().map(|limits| cgroup::Request {
+                parent: None,
+                limits,
+            }),
             ..restore::Options::default()
         };
         let restored = restore::restore(&shared.store, &shared.criu, &image, &options).await?;
@@ -399,24 +421,6 @@ impl Fleet {
             .then(|| self.shared.instant(counted.changed_ns));
         let woken = self.serving.iter().map(|running| running.since).max();
         (0, [woken, changed, self.seen].into_iter().flatten().max())
-    }
-
-    /// From how many connections on there is to be another instance.
-    pub fn most(&self) -> i64 {
-        let count = self.serving.len() as u32;
-        match self.config.connections {
-            Some(each) if count < self.config.max => i64::from(each) * i64::from(count),
-            _ => i64::MAX,
-        }
-    }
-
-    /// With how many connections there is to be one instance less: not so many that there would be another
-    /// one again at once.
-    pub fn fewest(&self) -> i64 {
-        let others = self.serving.len().saturating_sub(1) as i64;
-        self.config
-            .connections
-            .map_or(0, |each| i64::from(each) * others * 3 / 4)
     }
 
     /// Whether fewer stand by than are to.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::wakes::Wake;
-use crate::listener::Listener;
+use crate::{cgroup::Cpus, listener::Listener};
 
 /// Something that happened to a site.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum Cause {
     Asked,
     /// There are more connections than the instances are to have.
     Load,
+    /// There are fewer connections than the instances are to have.
+    Calm,
     /// It has been without a connection for long enough.
     Idle,
     /// It has lived for long enough.
@@ -52,6 +54,13 @@ pub enum What {
     Adopted { instance: String },
     /// An instance serves from now on.
     Woken(Wake),
+    /// The instances that serve may use so much of the processors from now on.
+    Limited {
+        cpus: Cpus,
+        cause: Cause,
+        /// How many the site has.
+        connections: i64,
+    },
     /// An instance was ended.
     Ended {
         instance: String,

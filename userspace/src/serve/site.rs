@@ -204,9 +204,15 @@ impl Site {
             self.idle_since = idle_since;
             let is_over = |(limit, since): (Duration, Instant)| since.elapsed() >= limit;
             if open > self.fleet.most() && !self.is_paused() {
-                self.bring_up(Cause::Load).await;
+                match self.fleet.may_grow() {
+                    true => self.bring_up(Cause::Load).await,
+                    false => self.fleet.set_busy(true, open),
+                }
             } else if open < self.fleet.fewest() {
-                self.fleet.reduce(Cause::Load);
+                match self.fleet.is_busy() {
+                    true => self.fleet.set_busy(false, open),
+                    false => self.fleet.reduce(Cause::Calm),
+                }
             } else if idle.zip(idle_since).is_some_and(is_over) {
                 // It has served, and did not fail.
                 self.failures = 0;
@@ -233,7 +239,7 @@ impl Site {
             Order::Leave { .. } => {}
             Order::Counted => self.look().await,
             Order::Describe(answer) => drop(answer.send(self.status())),
-            Order::Configure(config) => self.fleet.config = *config,
+            Order::Configure(config) => self.fleet.configure(*config),
             Order::Wake(answer) => {
                 if self.fleet.is_asleep() {
                     self.wake(Cause::Asked).await;
@@ -271,12 +277,7 @@ impl Site {
 
     async fn bring_up(&mut self, cause: Cause) {
         match self.fleet.bring_up(cause).await {
-            Ok(()) => {
-                if self.failures > 0 {
-                    self.fleet.set_state(State::Ready);
-                }
-                self.wakes += 1;
-            }
+            Ok(()) => self.wakes += 1,
             Err(error) => self.fail(&chain(&error)),
         }
     }

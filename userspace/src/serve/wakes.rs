@@ -46,6 +46,10 @@ pub struct Waking {
 }
 
 impl Waking {
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// What was done since the last phase is this one.
     pub fn lap(&mut self, name: &'static str) {
         let now = self.begun.elapsed().as_micros() as u64;
