@@ -126,6 +126,17 @@ impl Served {
         self.events(kind)
     }
 
+    fn wait_for_standby(&self) {
+        wait_until("one to stand by", || {
+            let status = self.workspace.run(["top", "--json"]);
+            let status: Value = serde_json::from_str(&status).unwrap();
+            match status["standing_by"].as_array().unwrap().len() {
+                1 => Ok(()),
+                _ => Err(status.to_string()),
+            }
+        });
+    }
+
     fn ask(&self) -> String {
         ask::get(self.port, "/").unwrap()
     }
@@ -279,24 +290,14 @@ fn instances_come_and_go_with_the_load() {
 fn an_instance_that_stands_by_goes_on() {
     let mut served = Served::new();
     served.start("standby = 1\nidle = '200ms'");
-    let stands_by = |served: &Served| {
-        wait_until("one to stand by", || {
-            let status = served.workspace.run(["top", "--json"]);
-            let status: Value = serde_json::from_str(&status).unwrap();
-            match status["standing_by"].as_array().unwrap().len() {
-                1 => Ok(()),
-                _ => Err(status.to_string()),
-            }
-        });
-    };
     for round in 1..=2 {
-        stands_by(&served);
+        served.wait_for_standby();
         assert_eq!(served.ask(), "200 1");
         let woken = served.wait_for("woken", round);
         assert_eq!(woken[round - 1]["how"], "standby");
         served.wait_for("ended", round);
     }
-    stands_by(&served);
+    served.wait_for_standby();
     served.end();
 }
 

@@ -62,7 +62,7 @@ fn sockets_are_taken_by_their_names_and_by_their_places() {
     let mut served = Served::new();
     let (named, placed, unused) = (free_port(), free_port(), free_port());
     // The site's own place is another: what is called as it is taken all the same.
-    let more = format!("[site.placed]\nlisten = {placed}\nimage = 'site'");
+    let more = format!("[site.placed]\nlisten = {placed}\nimage = 'site'\nidle = '200ms'");
     let config = served.configure("idle = '200ms'", &more);
     let ports = [named, placed, unused];
     start(

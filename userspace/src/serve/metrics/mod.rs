@@ -28,12 +28,9 @@ const SITE_LIMIT: Duration = Duration::from_secs(1);
 
 /// All that is known, as text.
 async fn render(overview: &Overview) -> String {
-    let store = overview.shared.store.root();
-    let (statuses, memory, stats) = tokio::join!(
-        overview.statuses(SITE_LIMIT),
-        memory(store),
-        overview.proxy()
-    );
+    let (statuses, stats) = tokio::join!(overview.statuses(SITE_LIMIT), overview.proxy());
+    // Then, so that there is what they tell of.
+    let memory = memory(overview.shared.store.root()).await;
     let mut text = Text::default();
     overview.shared.counts.borrow().write(&mut text);
     write_sites(&mut text, &statuses);

@@ -129,6 +129,8 @@ async fn respond(
     let headers = response.headers_mut();
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-    headers.insert(header::ALLOW, header::HeaderValue::from_static("GET"));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, header::HeaderValue::from_static("GET"));
+    }
     Ok(response)
 }
