@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -92,6 +92,7 @@ pub struct Live {
     failed_until: Mutex<Option<Instant>>,
     has_failed: AtomicBool,
     wake: Mutex<Option<Wake>>,
+    is_waking: AtomicBool,
     /// The requests in flight have passed a step that was not told of.
     pub has_stepped: AtomicBool,
     stepped: Arc<tokio::sync::Notify>,
@@ -113,6 +114,7 @@ impl Live {
             failed_until: Mutex::new(None),
             has_failed: AtomicBool::new(false),
             wake: Mutex::new(None),
+            is_waking: AtomicBool::new(false),
             has_stepped: AtomicBool::new(false),
             stepped,
         }
@@ -120,14 +122,14 @@ impl Live {
 
     pub fn set(&self, state: State) {
         let now = Instant::now();
-        let mut wake = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
         let until = match state {
             State::Waking { wake: id } => {
-                *wake = Some(Wake {
+                *self.last_wake() = Some(Wake {
                     id,
                     began: now,
                     ended: None,
                 });
+                self.is_waking.store(true, Relaxed);
                 return;
             }
             State::Ready => None,
@@ -135,9 +137,7 @@ impl Live {
                 now.checked_add(Duration::from_secs(retry_after_s.into()))
             }
         };
-        if let Some(wake) = &mut *wake {
-            wake.ended.get_or_insert(now);
-        }
+        self.end_wake();
         *self
             .failed_until
             .lock()
@@ -145,9 +145,23 @@ impl Live {
         self.has_failed.store(until.is_some(), Relaxed);
     }
 
+    fn last_wake(&self) -> MutexGuard<'_, Option<Wake>> {
+        self.wake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The site is up: it answers, or the gateway says so.
+    fn end_wake(&self) {
+        if self.is_waking.load(Relaxed)
+            && self.is_waking.swap(false, Relaxed)
+            && let Some(wake) = &mut *self.last_wake()
+        {
+            wake.ended = Some(Instant::now());
+        }
+    }
+
     /// The wake that a request waited for that came and was answered at these times.
     pub fn wake(&self, came: Instant, answered: Instant) -> Option<String> {
-        let wake = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
+        let wake = self.last_wake();
         let wake = wake.as_ref()?;
         let was_over = wake.ended.is_some_and(|ended| ended < came);
         (wake.began <= answered && !was_over).then(|| wake.id.clone())
@@ -206,6 +220,7 @@ impl InFlight {
             return;
         }
         self.site.live.waiting.fetch_sub(1, Relaxed);
+        self.site.live.end_wake();
         let place = (0..BUCKETS - 1).find(|&place| time < bucket_us(place));
         self.site.live.first_byte[place.unwrap_or(BUCKETS - 1)].fetch_add(1, Relaxed);
         self.site.live.first_byte_us.fetch_add(time, Relaxed);

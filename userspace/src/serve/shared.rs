@@ -50,7 +50,7 @@ impl Shared {
             store,
             criu,
             counter: RefCell::new(counter),
-            wakes: RefCell::new(Wakes::new()),
+            wakes: RefCell::default(),
             counts: RefCell::default(),
             states,
             journal,

@@ -114,15 +114,17 @@ pub struct Wakes {
     last: VecDeque<Wake>,
 }
 
-impl Wakes {
-    pub fn new() -> Self {
+impl Default for Wakes {
+    fn default() -> Self {
         Self {
             began_ms: now_ms(),
             count: 0,
             last: VecDeque::new(),
         }
     }
+}
 
+impl Wakes {
     /// A site is to be woken.
     pub fn begin(&mut self, site: &str, cause: Cause) -> Waking {
         self.count += 1;
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn phases_follow_one_another_and_add_up() {
-        let mut wakes = Wakes::new();
+        let mut wakes = Wakes::default();
         let mut waking = wakes.begin("shop", Cause::Connection);
         waking.lap("image");
         let parts = Parts {
@@ -185,7 +187,7 @@ mod tests {
 
     #[test]
     fn the_last_wakes_are_kept() {
-        let mut wakes = Wakes::new();
+        let mut wakes = Wakes::default();
         let mut ids = vec![];
         for number in 0..=KEPT {
             let site = if number % 2 == 0 { "even" } else { "odd" };

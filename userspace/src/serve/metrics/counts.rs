@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn what_happens_is_added_up() {
         let mut counts = Counts::default();
-        let mut wakes = Wakes::new();
+        let mut wakes = Wakes::default();
         for what in [
             What::Woken(wakes.begin("shop", Cause::Load).end(How::StoodBy, "shop-1")),
             What::Woken(wakes.begin("shop", Cause::Load).end(How::StoodBy, "shop-2")),
