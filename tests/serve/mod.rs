@@ -1,5 +1,6 @@
 //! `warmimg serve`: sites that are brought up by the connection that needs them.
 
+mod cold;
 mod going_on;
 mod operation;
 mod passed;
@@ -126,6 +127,7 @@ impl Served {
         self.events(kind)
     }
 
+    /// Waits until an instance of the only site stands by.
     fn wait_for_standby(&self) {
         wait_until("one to stand by", || {
             let status = self.workspace.run(["top", "--json"]);
@@ -135,6 +137,19 @@ impl Served {
                 _ => Err(status.to_string()),
             }
         });
+    }
+
+    /// The folder of an image.
+    fn image(&self, name: &str) -> std::path::PathBuf {
+        let inspected = self.workspace.run(["inspect", "--json", name]);
+        let inspected: Value = serde_json::from_str(&inspected).unwrap();
+        let images = self.workspace.store().join("images");
+        images.join(inspected["digest"].as_str().unwrap())
+    }
+
+    /// Has an image lack its memory.
+    fn damage(&self, name: &str) {
+        fs::write(self.image(name).join("criu/pages-1.img"), "").unwrap();
     }
 
     fn ask(&self) -> String {
@@ -290,7 +305,7 @@ fn instances_come_and_go_with_the_load() {
 fn an_instance_that_stands_by_goes_on() {
     let mut served = Served::new();
     served.start("standby = 1\nidle = '200ms'");
-    for round in 1..=2 {
+    for round in 1..=3 {
         served.wait_for_standby();
         assert_eq!(served.ask(), "200 1");
         let woken = served.wait_for("woken", round);
@@ -325,20 +340,15 @@ fn an_instance_is_replaced_while_it_is_asked() {
 fn a_site_that_fails_harms_no_other() {
     let mut served = Served::new();
     let broken = free_port();
-    let script = served.workspace.path().join("server.py");
+    let script = served.workspace.write("broken.py", SERVER);
     let captured = free_port().to_string();
     let words = ["capture", "--name", "broken", "--", "/usr/bin/python3"];
-    let words = words
-        .into_iter()
-        .chain([script.to_str().unwrap(), &captured]);
-    served.workspace.run(words);
-    let inspected = served.workspace.run(["inspect", "--json", "broken"]);
-    let inspected: Value = serde_json::from_str(&inspected).unwrap();
-    let images = served.workspace.store().join("images");
-    let pages = images
-        .join(inspected["digest"].as_str().unwrap())
-        .join("criu/pages-1.img");
-    fs::write(pages, "").unwrap();
+    served
+        .workspace
+        .run(words.into_iter().chain([&*script, &captured]));
+    served.damage("broken");
+    // So that it cannot be started cold either.
+    fs::remove_file(script).unwrap();
     served.start_all("", &format!("[site.broken]\nlisten = {broken}"), 2);
     for _ in 0..3 {
         assert!(ask::get(broken, "/").is_err());
@@ -346,10 +356,12 @@ fn a_site_that_fails_harms_no_other() {
     // It is not tried again for each of them.
     let failed = served.wait_for("failed", 1);
     assert!(failed.len() <= 2, "{failed:?}");
-    assert!(
-        failed[0]["error"].as_str().unwrap().contains("pages-1.img"),
-        "{failed:?}"
-    );
+    let error = failed[0]["error"].as_str().unwrap();
+    assert!(error.contains("has ended before it listened"), "{error}");
+    assert!(error.contains("broken.py"), "{error}");
+    let cold = served.events("cold");
+    let reason = cold[0]["description"].as_str().unwrap();
+    assert!(reason.contains("pages-1.img"), "{reason}");
     assert_eq!(served.ask(), "200 1");
 
     // One that crashes is brought up again by the next connection, after a pause that grows.
@@ -418,7 +430,17 @@ fn real_servers_are_handed_a_socket() {
         false => Err("no socket".into()),
     });
     let count = |kind: &str| fs::read_to_string(&log).unwrap().matches(kind).count();
-    for round in 1..=2 {
+    for round in 1..=3 {
+        if round == 3 {
+            // They start cold, on the same socket.
+            for name in all.keys() {
+                let inspected = workspace.run(["inspect", "--json", name]);
+                let inspected: Value = serde_json::from_str(&inspected).unwrap();
+                let image = workspace.store().join("images");
+                let image = image.join(inspected["digest"].as_str().unwrap());
+                fs::write(image.join("criu/inventory.img"), "").unwrap();
+            }
+        }
         for (name, port) in &ports {
             let answer = match *name {
                 "unix" => ask::Client::HttpOverUnix(socket.clone()).ask(),
@@ -437,7 +459,10 @@ fn real_servers_are_handed_a_socket() {
             _ => Err(fs::read_to_string(&log).unwrap()),
         });
     }
-    assert_eq!(count("\"event\":\"woken\""), 2 * ports.len());
+    let log_text = fs::read_to_string(&log).unwrap();
+    assert_eq!(count("\"event\":\"woken\""), 3 * ports.len(), "{log_text}");
+    assert_eq!(count("\"event\":\"cold\""), ports.len());
+    assert!(socket.exists());
     gateway.signal(Signal::SIGTERM);
     assert_eq!(gateway.wait(), Some(0));
     workspace.assert_clean();

@@ -27,19 +27,49 @@ fn scrape(port: u16) -> String {
     metrics.strip_prefix("200 ").unwrap().to_owned()
 }
 
+/// Looks at a wake in all forms.
+fn look_at(served: &Served, wake: &Value) {
+    let id = wake["id"].as_str().unwrap();
+    let argument = format!("--wake={id}");
+    let text = served.workspace.run(["profile", &argument]);
+    assert!(text.contains(&format!("Wake {id} of site: ")), "{text}");
+    let (page, trace) = (
+        served.workspace.path().join("wake.html"),
+        served.workspace.path().join("wake.pftrace"),
+    );
+    for path in [&page, &trace] {
+        let path = path.to_str().unwrap();
+        served.workspace.run(["profile", &argument, "-o", path]);
+    }
+    assert!(fs::read_to_string(page).unwrap().contains(id));
+    let found = check_trace(&trace);
+    let thread = found["rows"].as_object().unwrap();
+    let thread = thread.iter().find(|(name, _)| name.starts_with("thread "));
+    let slices = thread.unwrap().1.as_array().unwrap();
+    let phases = wake["phases"].as_array().unwrap();
+    let named = |slices: &[Value], place: &str| -> Vec<Value> {
+        slices.iter().map(|slice| slice[place].clone()).collect()
+    };
+    let names: Vec<_> = slices.iter().map(|slice| slice[1].clone()).collect();
+    assert_eq!(names, named(phases, "name"), "{found}");
+}
+
 #[test]
 fn the_phases_of_a_wake_can_be_looked_at() {
     let mut served = Served::new();
     served.start("idle = '200ms'");
     let (_, said) = expect(112, &mut served.workspace.warmimg(["profile", "--wake"]));
     assert!(said.contains("the gateway knows of no such wake"), "{said}");
-    for round in 1..=2 {
-        served.ask();
-        served.wait_for("ended", round);
-        served.configure("standby = 1\nidle = '200ms'", "");
-        served.signal(Signal::SIGHUP);
-        served.wait_for_standby();
-    }
+    served.ask();
+    served.wait_for("ended", 1);
+    let woken = served.events("woken");
+    look_at(&served, &woken[0]);
+    // The ids of the next gateway are others.
+    assert_eq!(served.leave(Signal::SIGTERM), Some(0));
+    served.start("standby = 1\nidle = '200ms'");
+    served.wait_for_standby();
+    served.ask();
+    served.wait_for("ended", 2);
     let woken = served.wait_for("woken", 2);
     for (wake, how) in woken.iter().zip(["restored", "standby"]) {
         assert_eq!(wake["how"], how);
@@ -57,30 +87,6 @@ fn the_phases_of_a_wake_can_be_looked_at() {
         }
     }
     assert_ne!(woken[0]["id"], woken[1]["id"]);
-
-    let id = woken[0]["id"].as_str().unwrap();
-    let argument = format!("--wake={id}");
-    let text = served.workspace.run(["profile", &argument]);
-    assert!(text.contains(&format!("Wake {id} of site: ")), "{text}");
-    let (page, trace) = (
-        served.workspace.path().join("wake.html"),
-        served.workspace.path().join("wake.pftrace"),
-    );
-    for path in [&page, &trace] {
-        let path = path.to_str().unwrap();
-        served.workspace.run(["profile", &argument, "-o", path]);
-    }
-    assert!(fs::read_to_string(page).unwrap().contains(id));
-    let found = check_trace(&trace);
-    let thread = found["rows"].as_object().unwrap();
-    let thread = thread.iter().find(|(name, _)| name.starts_with("thread "));
-    let slices = thread.unwrap().1.as_array().unwrap();
-    let phases = woken[0]["phases"].as_array().unwrap();
-    let named = |slices: &[Value], place: &str| -> Vec<Value> {
-        slices.iter().map(|slice| slice[place].clone()).collect()
-    };
-    let names: Vec<_> = slices.iter().map(|slice| slice[1].clone()).collect();
-    assert_eq!(names, named(phases, "name"), "{found}");
     let last = ["profile", "--wake", "--site", "site", "--json"];
     let last = served.workspace.run(last);
     let last: Value = serde_json::from_str(last.lines().next().unwrap()).unwrap();

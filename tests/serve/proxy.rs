@@ -9,7 +9,7 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Client, Served};
+use super::{Client, SERVER, Served};
 use crate::support::{ask, free_port};
 
 /// Asks the proxy for a host; returns the whole answer.
@@ -25,15 +25,12 @@ fn ask_host(port: u16, host: &str) -> String {
 #[test]
 fn sites_behind_one_port_are_woken_by_the_host_that_is_asked_for() {
     let mut served = Served::new();
-    served.workspace.run([
-        "capture",
-        "--name",
-        "broken",
-        "--",
-        "/usr/bin/python3",
-        served.workspace.path().join("server.py").to_str().unwrap(),
-        &free_port().to_string(),
-    ]);
+    let script = served.workspace.write("broken.py", SERVER);
+    let captured = free_port().to_string();
+    let words = ["capture", "--name", "broken", "--", "/usr/bin/python3"];
+    served
+        .workspace
+        .run(words.into_iter().chain([&*script, &captured]));
     let (port, direct) = (served.port, free_port());
     let text = format!(
         "[site.site]\nidle = '300ms'\n[site.broken]\n[site.direct]\nimage = 'site'\nlisten = {direct}\n\
@@ -63,19 +60,16 @@ fn sites_behind_one_port_are_woken_by_the_host_that_is_asked_for() {
     let wakes: Vec<Value> = answered.map(|line| line["wake"].clone()).collect();
     assert_eq!(wakes, [woken[0]["id"].clone(), Value::Null]);
     let top = served.workspace.run(["top"]);
-    let row = top
+    let mut row = top
         .lines()
         .skip_while(|line| !line.starts_with("BEHIND PROXY"));
-    let row: Vec<&str> = row.skip(1).next().unwrap().split_whitespace().collect();
+    let row: Vec<&str> = row.nth(1).unwrap().split_whitespace().collect();
     assert!(top.lines().count() > 5, "{top}");
     assert_eq!(row, ["broken", "-", "0", "0", "0", "0", "0"], "{top}");
 
     // Its image does not come back: that is told at once, and when to ask again.
-    let inspected = served.workspace.run(["inspect", "--json", "broken"]);
-    let inspected: Value = serde_json::from_str(&inspected).unwrap();
-    let images = served.workspace.store().join("images");
-    let folder = images.join(inspected["digest"].as_str().unwrap());
-    fs::write(folder.join("criu/pages-1.img"), "").unwrap();
+    served.damage("broken");
+    fs::remove_file(script).unwrap();
     for _ in 0..3 {
         let found = ask_host(port, "broken.test");
         assert!(found.starts_with("HTTP/1.1 503"), "{found}");

@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     client::{AskError, Client},
+    elsewhere::Elsewhere,
     instance,
     listener::Listener,
     output::Output,
@@ -193,6 +194,16 @@ pub struct Subject<'a> {
 }
 
 impl Hook {
+    /// What it does if listeners are elsewhere.
+    #[must_use]
+    pub fn elsewhere(mut self, elsewhere: &Elsewhere) -> Self {
+        if let Action::Ask { method, place } = self.action {
+            let place = place.elsewhere(elsewhere);
+            self.action = Action::Ask { method, place };
+        }
+        self
+    }
+
     /// Whether it asks where the server listens.
     pub fn asks_server(&self) -> bool {
         let place = match &self.action {

@@ -48,6 +48,15 @@ impl Listener {
     }
 }
 
+/// Replaces listeners, each by the second where it is the first of these.
+pub fn rename(listeners: &mut [Listener], names: &[(Listener, Listener)]) {
+    for listener in listeners {
+        if let Some((_, after)) = names.iter().find(|(before, _)| before == listener) {
+            *listener = after.clone();
+        }
+    }
+}
+
 /// Whether a path stands for a name in the abstract namespace; see unix(7).
 pub fn is_abstract(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().starts_with(b"@")
@@ -304,6 +313,14 @@ impl FromStr for Wanted {
 }
 
 impl Wanted {
+    /// As it is parsed.
+    pub fn spec(&self) -> String {
+        match self {
+            Self::Port(port) => port.to_string(),
+            Self::Exactly(listener) => listener.to_string(),
+        }
+    }
+
     /// Whether this listener is meant.
     pub fn is(&self, listener: &Listener) -> bool {
         match (self, listener) {

@@ -15,7 +15,7 @@ use hyper::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::listener::Listener;
+use crate::{elsewhere::Elsewhere, listener::Listener};
 
 /// Why a text is not a target.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +107,32 @@ impl FromStr for Asked {
     }
 }
 
+impl Asked {
+    /// What is asked if listeners are elsewhere.
+    #[must_use]
+    pub fn elsewhere(mut self, elsewhere: &Elsewhere) -> Self {
+        if let Self::Target(target) = &mut self {
+            match &mut target.place {
+                Place::Tcp(addresses) => {
+                    for address in addresses {
+                        let asked = Listener::Tcp { address: *address };
+                        if let Some(Listener::Tcp { address: new }) = elsewhere.address(&asked) {
+                            *address = new;
+                        }
+                    }
+                }
+                Place::Unix(path) => {
+                    let asked = Listener::Unix { path: path.clone() };
+                    if let Some(Listener::Unix { path: new }) = elsewhere.address(&asked) {
+                        *path = new;
+                    }
+                }
+            }
+        }
+        self
+    }
+}
+
 impl Target {
     /// Asks what listens here by HTTP. `folder` is that of the server.
     pub fn of_listener(listener: &Listener, folder: &Path) -> Self {
@@ -188,7 +214,7 @@ impl fmt::Display for ExpectedStatus {
 const LOCALHOST: &str = "localhost";
 
 /// An address to connect to for one that is bound to.
-fn reachable(ip: IpAddr) -> IpAddr {
+pub fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

@@ -3,6 +3,7 @@
 
 use std::{
     cell::Cell,
+    fmt,
     rc::Rc,
     str::FromStr,
     time::{Duration, Instant},
@@ -13,6 +14,7 @@ use tokio::task::LocalSet;
 
 use crate::{
     client::{AskError, Client},
+    elsewhere::Elsewhere,
     target::{self, Asked, ExpectedStatus, Target, TargetError},
 };
 
@@ -56,6 +58,8 @@ pub enum WarmupError {
 /// What to ask, and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warmup {
+    /// As it was given.
+    text: String,
     place: Asked,
     /// How many requests, all in all.
     pub count: u32,
@@ -99,6 +103,7 @@ impl FromStr for Warmup {
             (_, Some(_)) => return Err(SpecError::SendByHttp),
         }
         Ok(Self {
+            text: text.to_owned(),
             place,
             count,
             concurrency,
@@ -114,9 +119,16 @@ fn number(what: &'static str, text: &str) -> Result<u32, SpecError> {
         .ok_or(SpecError::Number(what))
 }
 
+impl fmt::Display for Warmup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl Default for Warmup {
     fn default() -> Self {
         Self {
+            text: "/".to_owned(),
             place: Asked::Path(PathAndQuery::from_static("/")),
             count: 20,
             concurrency: 1,
@@ -129,6 +141,13 @@ impl Warmup {
     /// Whether the server is asked wherever it is.
     pub fn is_path(&self) -> bool {
         matches!(self.place, Asked::Path(_))
+    }
+
+    /// The same of a server whose listeners are elsewhere.
+    #[must_use]
+    pub fn elsewhere(self, elsewhere: &Elsewhere) -> Self {
+        let place = self.place.elsewhere(elsewhere);
+        Self { place, ..self }
     }
 
     /// The same, but a single request.

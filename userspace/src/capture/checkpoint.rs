@@ -85,6 +85,7 @@ pub async fn checkpoint(
         // Nothing is mounted where the tree is: without the cache, CRIU takes longer.
         kerndat_is_new: false,
         handed: 0,
+        bound: vec![],
         guarded: None,
         place: Place::Of(Visit {
             namespaces: Namespaces::of(root)?,
@@ -146,6 +147,8 @@ pub async fn checkpoint(
             time_line: vec![moment(freeze_at, "freeze"), moment(dump_at, "dump")],
             dropped_events: 0,
         },
+        // Of the image that it was restored from: it is captured anew from the start.
+        recipe: None,
         after_restore: image.map_or_else(Vec::new, |image| image.manifest.after_restore.clone()),
         outputs: wanted.outputs,
         read: match image {

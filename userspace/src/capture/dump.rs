@@ -23,7 +23,8 @@ use crate::{
     sensitive,
     spawn::Sandbox,
     store::{
-        self, Capture, CommandInfo, CriuInfo, Image, Manifest, ReadFiles, Role, Staging, Store,
+        self, Capture, CommandInfo, CriuInfo, Image, Manifest, ReadFiles, Recipe, Role, Staging,
+        Store,
     },
     tree::Connection,
 };
@@ -56,6 +57,7 @@ pub struct Origin {
     pub version: Version,
     pub command: CommandInfo,
     pub capture: Capture,
+    pub recipe: Option<Recipe>,
     pub after_restore: Vec<String>,
     /// As in [`Wanted`].
     pub outputs: [Option<String>; 2],
@@ -172,6 +174,7 @@ pub fn keep(
         listeners: tree.listeners,
         shared_ports: edit::shared_ports(&images)?,
         connections: going_on,
+        recipe: origin.recipe,
         after_restore: origin.after_restore,
         locks,
         root: tree.root,

@@ -21,15 +21,16 @@ use crate::{
         kerndat::Kerndat,
     },
     edit::{self, EditError},
+    elsewhere::Elsewhere,
     freeze::{self, FreezeError, FrozenTree},
     hook::{Hook, HookError},
     host,
-    listener::{Listener, Wanted},
+    listener::{self, Listener, Wanted},
     obstacle::Obstacles,
     output::Output,
     profile::{Profile, Recorder, Subject},
-    spawn::{Command, Sandbox, SpawnError},
-    store::{Capture, CommandInfo, Image, Staging, Store, StoreError},
+    spawn::{Bound, Command, Instead, Sandbox, SpawnError},
+    store::{Capture, CommandInfo, Image, Recipe, Staging, Store, StoreError},
     tree::{Connection, HostPid, Top},
     warmup::{Warmup, WarmupError},
     watch::{CapturePoint, Watch, WatchError},
@@ -154,6 +155,20 @@ pub struct How {
 }
 
 impl How {
+    /// The same of a server whose listeners are elsewhere until its image is made.
+    #[must_use]
+    pub fn elsewhere(self, elsewhere: &Elsewhere) -> Self {
+        let wanted = self.listener.as_ref();
+        let listener = wanted.and_then(|wanted| elsewhere.wanted(wanted));
+        let (warmups, hooks) = (self.warmups.into_iter(), self.before_freeze.into_iter());
+        Self {
+            listener: listener.or(self.listener),
+            warmups: warmups.map(|warmup| warmup.elsewhere(elsewhere)).collect(),
+            before_freeze: hooks.map(|hook| hook.elsewhere(elsewhere)).collect(),
+            ..self
+        }
+    }
+
     /// What of it has a meaning at a point.
     #[must_use]
     pub fn at(mut self, point: CapturePoint) -> Self {
@@ -179,9 +194,35 @@ pub struct Options {
     pub leave_running: bool,
     /// Record a profile of the start-up, with as many stacks per second; 0 for none.
     pub profiled: Option<u32>,
+    /// Where the server listens until the image is made, as something else listens at its own places.
+    pub elsewhere: Elsewhere,
 }
 
 impl Options {
+    fn recipe(&self) -> Recipe {
+        let How {
+            listener,
+            warmups,
+            before_freeze,
+            hook_limit,
+            outbound,
+            ..
+        } = &self.how;
+        let back = self.elsewhere.back();
+        let listener = listener.as_ref().map(|wanted| {
+            let own = back.iter().find(|(new, _)| wanted.is(new));
+            own.map_or_else(|| wanted.spec(), |(_, old)| old.to_string())
+        });
+        Recipe {
+            listener,
+            warmups: warmups.iter().map(ToString::to_string).collect(),
+            before_freeze: before_freeze.iter().map(ToString::to_string).collect(),
+            outbound: *outbound,
+            limit_ms: self.limit.as_millis() as u64,
+            hook_limit_ms: hook_limit.as_millis() as u64,
+        }
+    }
+
     /// Whether the server is to run on when it is ready: then it is not stopped in the kernel.
     fn runs_on(&self) -> bool {
         self.point == CapturePoint::Warm || !self.how.before_freeze.is_empty()
@@ -302,7 +343,12 @@ impl<'a> Attempt<'a> {
         let (images, work) = (open(staging.criu())?, open(staging.work())?);
         let criu = (criu.c_path(), Some(&kerndat));
         let folders = [images.as_fd(), work.as_fd()];
-        let (sandbox, output) = start_up::sandbox(&options.command, criu, folders).await?;
+        let bound = options.elsewhere.places().iter().map(|(asked, new)| Bound {
+            asked: asked.clone(),
+            instead: Instead::At(new.clone()),
+        });
+        let command = (&options.command, bound.collect());
+        let (sandbox, output) = start_up::sandbox(command, criu, folders).await?;
         Ok(Self {
             store,
             options,
@@ -345,6 +391,12 @@ impl<'a> Attempt<'a> {
         }
 
         progress(Progress::Storing);
+        if !options.elsewhere.places().is_empty() {
+            let back = options.elsewhere.back();
+            edit::rename_listeners(&staging.criu(), &back, false)?;
+            frozen.start_up.rename(&back);
+            listener::rename(&mut frozen.tree.listeners, &back);
+        }
         if options.point == CapturePoint::PreListen {
             let listener = frozen
                 .start_up
@@ -370,6 +422,7 @@ impl<'a> Attempt<'a> {
                 time_line: frozen.start_up.time_line(&frozen.tree),
                 dropped_events: frozen.dropped_events,
             },
+            recipe: Some(options.recipe()),
             after_restore: after_restore.collect(),
             outputs: frozen.start_up.pipe_names.clone().map(Some),
             read: dump::FilesRead::Seen(frozen.read),

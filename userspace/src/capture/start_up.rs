@@ -15,22 +15,23 @@ use super::{CaptureError, NotReached, Options, Progress, reads::Reads};
 use crate::{
     criu::kerndat::Kerndat,
     freeze::{FreezeError, FrozenTree},
-    listener::Listener,
+    listener::{self, Listener},
     output::Output,
     profile::Recorder,
-    spawn::{Command, Descriptors, Fresh, Place, Plan, Sandbox, SpawnError, Step},
+    spawn::{Bound, Command, Descriptors, Fresh, Place, Plan, Sandbox, SpawnError, Step},
     store::Moment,
     tree::{self, HostPid, NsPid},
     watch::{CapturePoint, Event, Watch, What},
 };
 
-/// A sandbox for a command, which does not run yet, and what reads its output. `criu` is the program and
+/// A sandbox for a command, which does not run yet, and what reads its output. With the command comes
+/// where it is to listen instead of where it asks to. `criu` is the program and
 /// where its kernel data is cached; the folders are those of CRIU's images and logs.
 ///
 /// # Errors
 /// See [`CaptureError`].
 pub async fn sandbox(
-    command: &Command,
+    (command, bound): (&Command, Vec<Bound>),
     (criu, kerndat): (CString, Option<&Kerndat>),
     [images, work]: [BorrowedFd<'_>; 2],
 ) -> Result<(Sandbox, Output), CaptureError> {
@@ -41,6 +42,7 @@ pub async fn sandbox(
         kerndat: kerndat.map_or_else(PathBuf::new, |cache| cache.folder().to_path_buf()),
         kerndat_is_new: kerndat.is_some_and(|cache| !cache.is_filled()),
         handed: 0,
+        bound,
         guarded: None,
         place: Place::New(Fresh {
             terminals: true,
@@ -64,6 +66,7 @@ pub async fn sandbox(
 /// See [`CaptureError`].
 pub async fn sandbox_without_images(command: &Command) -> Result<(Sandbox, Output), CaptureError> {
     let nowhere = fs::File::open("/proc/self").map_err(CaptureError::Host)?;
+    let command = (command, vec![]);
     sandbox(command, (c"".to_owned(), None), [nowhere.as_fd(); 2]).await
 }
 
@@ -309,6 +312,16 @@ impl<'a> StartUp<'a> {
         let now = crate::host::Clocks::now().monotonic_ns;
         let ago = now.checked_sub(self.exec_ns?)?;
         SystemTime::now().checked_sub(Duration::from_nanos(ago))
+    }
+
+    /// Has listeners be called as they are in the image.
+    pub fn rename(&mut self, names: &[(Listener, Listener)]) {
+        listener::rename(&mut self.listens, names);
+        for (_, _, event) in &mut self.moments {
+            for (before, after) in names {
+                *event = event.replace(&before.to_string(), &after.to_string());
+            }
+        }
     }
 
     fn since_exec_us(&self, time_ns: u64) -> u64 {

@@ -86,6 +86,12 @@ pub struct Global {
 pub enum Command {
     /// Start a server and make an image of it when it is ready
     Capture(Capture),
+    /// Capture the server of an image again, started anew
+    ///
+    /// With the command, environment, folder, user and options that the image was captured with, as after
+    /// an update. The server may run already: the one that is captured listens elsewhere until its image
+    /// is made. The name of the image then points to the new one.
+    Recapture(Recapture),
     /// Make an image of a server that runs already, and end it
     ///
     /// Of an instance, or of any process with all below it, also one that warmimg did not start,
@@ -254,6 +260,14 @@ pub struct Capture {
     /// The server and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Recapture {
+    /// Name or digest of the image [default: the newest]
+    pub image: Option<String>,
+    #[command(flatten)]
+    pub encrypt: Encrypt,
 }
 
 /// A capture point, or the choice of one.

@@ -20,6 +20,7 @@ pub const AFTER_HELP: &str = r#"The file has a table for each site:
   max-life = "1h"          # after so long, an instance is replaced by a new one [default: never]
   standby = 1              # instances that are kept restored and frozen while it sleeps [default: 0]
   max = 4                  # how many instances it may have [default: 1]
+  recapture = true         # capture it again when its image is stale or fails [default: true]
   connections = 100        # from how many each on there is to be another one [default: any]
   cpus = 0.5               # how much of the processors an instance may use [default: all]
   busy-cpus = 2            # the same when there are as many as may be, and more connections

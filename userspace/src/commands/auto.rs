@@ -6,6 +6,7 @@ use crate::{
     bench::{self, Results, choice, results::Settings},
     capture::{self, CaptureError, Options},
     criu::Program,
+    elsewhere::Elsewhere,
     error::Error,
     listener,
     report::{AutoRow, Report},
@@ -91,6 +92,7 @@ async fn capture_all(
             how: options.how.clone().at(point),
             leave_running: false,
             profiled: None,
+            elsewhere: Elsewhere::default(),
         };
         let progress = report.progress();
         let captured = capture::capture(store, criu, &options, signals.ended(), |step| {

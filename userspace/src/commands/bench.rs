@@ -9,6 +9,7 @@ use crate::{
     },
     capture, cli,
     criu::Program,
+    elsewhere::Elsewhere,
     error::{Error, ExitCode},
     listener,
     report::{Exports, Report},
@@ -166,6 +167,7 @@ async fn capture_all(
             how: how.clone().at(point),
             leave_running: false,
             profiled: None,
+            elsewhere: Elsewhere::default(),
         };
         let progress = report.progress();
         let captured = capture::capture(store, criu, &options, &mut interrupted, |step| {

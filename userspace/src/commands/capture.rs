@@ -15,6 +15,7 @@ use super::{
 use crate::{
     capture::{self, Options},
     cli::{self, At},
+    elsewhere::Elsewhere,
     error::{Error, ExitCode},
     profile::stacks::FREQUENCY,
     report::Report,
@@ -53,6 +54,7 @@ pub async fn run(
         how: arguments.how.checked(&points)?,
         leave_running: arguments.leave_running,
         profiled: arguments.profile.as_ref().map(|_| FREQUENCY),
+        elsewhere: Elsewhere::default(),
     };
     let workshop = Workshop::new(&store, &arguments.encrypt)?;
     let file = arguments.profile.as_deref().map(ProfileFile::open);

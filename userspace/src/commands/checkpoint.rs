@@ -94,7 +94,7 @@ fn find(store: &Store, wanted: &str) -> Result<(Top, Option<Instance>), Error> {
 
 /// The image that an instance was restored from, if it is still there.
 fn image_of(store: &Store, instance: &Instance) -> Option<Image> {
-    store.find(Some(&instance.record.image)).ok()
+    store.find(Some(instance.record.image.as_deref()?)).ok()
 }
 
 /// The program of the root.

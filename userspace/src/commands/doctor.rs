@@ -14,6 +14,7 @@ use crate::{
     cli,
     criu::Program,
     doctor::{self, Facts, Severity},
+    elsewhere::Elsewhere,
     error::{Error, ExitCode},
     listener::Listener,
     report::Report,
@@ -71,6 +72,7 @@ async fn self_test(criu: Option<&Path>, store: &Store) -> Result<Duration, Error
         how: capture::How::default(),
         leave_running: false,
         profiled: None,
+        elsewhere: Elsewhere::default(),
     };
     let criu = Program::find(criu)?;
     let never = std::future::pending();

@@ -180,7 +180,7 @@ pub fn claim(store: &Store, digest: &Digest) -> Result<Claim, Error> {
     let users: Vec<String> = instance::list(&store.instances())
         .into_iter()
         .filter(|instance| instance.state == State::Running)
-        .filter(|instance| instance.record.image == digest.as_str())
+        .filter(|instance| instance.record.image.as_deref() == Some(digest.as_str()))
         .map(|instance| instance.record.id)
         .collect();
     match users.is_empty() {

@@ -14,6 +14,7 @@ mod instances;
 mod limit;
 mod profile;
 mod proxy;
+mod recapture;
 mod rehearse;
 mod restore;
 mod run;
@@ -42,6 +43,7 @@ pub async fn run(cli: &Cli, report: &Report, begun: Instant) -> Result<u8, Error
     match &cli.command {
         Command::Capture(arguments) => capture::run(global, arguments, report).await,
         Command::Checkpoint(arguments) => checkpoint::run(global, arguments, report).await,
+        Command::Recapture(arguments) => recapture::run(global, arguments, report).await,
         Command::Restore(arguments) => restore::run(global, arguments, report, begun).await,
         Command::Run(arguments) => run::run(global, arguments, report).await,
         Command::Serve(arguments) => serve::run(global, arguments, report).await,

@@ -14,6 +14,7 @@ use crate::{
     capture::{CaptureError, How, Options},
     cli,
     criu::Program,
+    elsewhere::Elsewhere,
     error::Error,
     host,
     profile::{self, Profile, Profiled, Recorder, Subject, diff},
@@ -186,6 +187,7 @@ fn options(arguments: &cli::Profile) -> Result<Options, Error> {
         },
         leave_running: arguments.leave_running,
         profiled: Some(arguments.frequency),
+        elsewhere: Elsewhere::default(),
     })
 }
 

@@ -1,15 +1,16 @@
 //! `warmimg rehearse`: finds out what a restored server needs first, and makes an image of it that
 //! brings that along.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use super::{prepare, supervise::Signals};
 use crate::{
     capture::CaptureError,
     cli,
     criu::Program,
+    elsewhere::Elsewhere,
     error::Error,
-    listener::{Listener, Publish, Wanted},
+    listener::{Publish, Wanted},
     report::Report,
     restore::{self, MemoryMode, RestoreError},
     store::{Image, Store},
@@ -99,15 +100,18 @@ async fn rehearse(
         return Err(Error::RehearsalConnected);
     }
     let listeners = &image.manifest.listeners;
-    let publish: Result<Vec<Publish>, Error> = listeners.iter().map(elsewhere).collect();
-    let publish = publish?;
     // Made before the server, and so dropped after it.
-    let _sockets = Sockets::of(&publish);
+    let elsewhere = Elsewhere::of(listeners, &image.manifest.command.working_directory);
+    let elsewhere = elsewhere.map_err(Error::Runtime)?;
+    let publish = elsewhere.places().iter().map(|(old, new)| Publish {
+        new: Wanted::Exactly(new.clone()),
+        old: Wanted::Exactly(old.clone()),
+    });
     let options = restore::Options {
         memory: MemoryMode::Map,
         // What it writes is nobody's concern, and goes with it.
         detached: true,
-        publish: publish.clone(),
+        publish: publish.collect(),
         hook_limit: limit,
         ..restore::Options::default()
     };
@@ -128,47 +132,4 @@ async fn rehearse(
     let touched = working_set::observe(restored.record.init, &folder).map_err(Error::Runtime)?;
     drop(restored);
     Ok(store.replace(image, &touched)?)
-}
-
-/// The Unix sockets that a rehearsed server listens on: nobody else removes them.
-struct Sockets(Vec<PathBuf>);
-
-impl Sockets {
-    fn of(publish: &[Publish]) -> Self {
-        let path = |publish: &Publish| match &publish.new {
-            Wanted::Exactly(Listener::Unix { path }) => Some(path.clone()),
-            _ => None,
-        };
-        Self(publish.iter().filter_map(path).collect())
-    }
-}
-
-impl Drop for Sockets {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-/// A place for a listener that nobody else has.
-fn elsewhere(listener: &Listener) -> Result<Publish, Error> {
-    let new = match listener {
-        Listener::Tcp { address } => {
-            let free = std::net::TcpListener::bind((address.ip(), 0));
-            let address = free.and_then(|free| free.local_addr());
-            Listener::Tcp {
-                address: address.map_err(Error::Runtime)?,
-            }
-        }
-        Listener::Unix { path } => {
-            let mut path = path.clone().into_os_string();
-            path.push(format!(".{}", std::process::id()));
-            Listener::Unix { path: path.into() }
-        }
-    };
-    Ok(Publish {
-        new: Wanted::Exactly(new),
-        old: Wanted::Exactly(listener.clone()),
-    })
 }

@@ -17,14 +17,15 @@ use super::{
 use crate::{
     capture::{Attempt, CaptureError, Options, Progress, start_up},
     cli,
+    cold::ColdReason,
     criu::Program,
-    encryption::EncryptionError,
-    error::{Error, ExitCode},
+    elsewhere::Elsewhere,
+    error::Error,
     output::Output,
-    report::{ColdReason, Report},
+    report::Report,
     restore::{self, RestoreError, Restored},
     spawn::{Command, Sandbox, SpawnError},
-    store::{self, CommandInfo, Image, Store, StoreError},
+    store::{self, CommandInfo, Image, Store},
     tree,
 };
 
@@ -51,9 +52,6 @@ const INCIDENTAL: [&str; 16] = [
 
 /// Variables by which a service manager talks to its service, which is warmimg.
 const OWN: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
-
-/// A restored server that a fault of its own kills within this time is one whose image does not work.
-const PROBATION: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether a server listens that is not watched.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -84,6 +82,7 @@ pub async fn run(global: &cli::Global, arguments: &cli::Run, report: &Report) ->
             how,
             leave_running: true,
             profiled: None,
+            elsewhere: Elsewhere::default(),
         },
     };
     let found = server.find();
@@ -141,19 +140,10 @@ impl Server<'_> {
         } = self.arguments;
         let keys = || identities.read(&encrypt.passphrase);
         let name = Some(self.options.name.as_str());
-        let image = match encrypted::find(self.store, name, keys, self.report) {
-            Ok(image) => image,
-            Err(Error::Store(StoreError::Unknown { .. } | StoreError::Empty { .. })) => {
-                return Err(ColdReason::NoImage(self.options.name.clone()));
-            }
-            Err(Error::Encryption(error)) if !matches!(error, EncryptionError::Damaged { .. }) => {
-                return Err(ColdReason::Closed(crate::doctor::chain(&error)));
-            }
-            Err(error) => return Err(ColdReason::Damaged(error.to_string())),
-        };
-        let failures = self.store.failures(&image.digest);
-        if failures.is_quarantined() {
-            return Err(ColdReason::Quarantined(failures.reason));
+        let image = encrypted::find(self.store, name, keys, self.report)
+            .map_err(|error| ColdReason::of_find(&self.options.name, error))?;
+        if let Some(reason) = ColdReason::of_trials(self.store, &image) {
+            return Err(reason);
         }
         if let Some(difference) = difference(&image.manifest.command, &self.options.command) {
             return Err(ColdReason::OtherCommand(difference));
@@ -186,22 +176,7 @@ impl Server<'_> {
         };
         let mut restored = match restored {
             Ok(restored) => restored,
-            Err(RestoreError::Unfit { findings, .. }) => {
-                return Ok(Err(ColdReason::Unfit(findings)));
-            }
-            Err(RestoreError::Stale { findings, .. }) => {
-                return Ok(Err(ColdReason::Stale(findings)));
-            }
-            Err(error) => {
-                let error = Error::from(error);
-                if is_of_image(error.exit_code()) {
-                    self.failed(image, &error.to_string());
-                }
-                return Ok(Err(ColdReason::RestoreFailed {
-                    code: error.exit_code() as u8,
-                    error: crate::doctor::chain(&error),
-                }));
-            }
+            Err(error) => return Ok(Err(ColdReason::of_restore(self.store, image, error))),
         };
         ready();
         self.report.run_restored(&restored)?;
@@ -210,10 +185,8 @@ impl Server<'_> {
             sandbox, output, ..
         } = &mut restored;
         let code = supervise(sandbox, output.as_mut(), signals).await?;
-        if begun.elapsed() < PROBATION && is_crash(code) {
-            let reason = format!("it ended with status {code}");
-            self.failed(image, &reason);
-            return Ok(Err(ColdReason::Crashed(reason)));
+        if let Some(reason) = ColdReason::of_exit(self.store, image, code, begun.elapsed()) {
+            return Ok(Err(reason));
         }
         self.store.succeeded(&image.digest);
         Ok(Ok(code))
@@ -234,12 +207,6 @@ impl Server<'_> {
     fn is_quarantined(&self) -> bool {
         let digest = self.store.locate(&self.options.name);
         digest.is_ok_and(|digest| self.store.failures(&digest).is_quarantined())
-    }
-
-    fn failed(&self, image: &Image, reason: &str) {
-        if let Err(error) = self.store.failed(&image.digest, reason) {
-            tracing::warn!("{}", crate::doctor::chain(&error));
-        }
     }
 
     /// Starts the command, and makes an image of it if it is to and nobody else does.
@@ -402,32 +369,6 @@ fn is_incidental(entry: &str) -> bool {
         })
 }
 
-/// Whether a failed restore is the image's fault, and not that of what is around it.
-fn is_of_image(code: ExitCode) -> bool {
-    !matches!(
-        code,
-        ExitCode::PortTaken
-            | ExitCode::MissingCapability
-            | ExitCode::NoCriu
-            | ExitCode::DiskFull
-            | ExitCode::Interrupted
-    )
-}
-
-/// Whether an exit code is that of a process killed by a fault of its own.
-fn is_crash(code: u8) -> bool {
-    let faults = [
-        libc::SIGILL,
-        libc::SIGTRAP,
-        libc::SIGABRT,
-        libc::SIGBUS,
-        libc::SIGFPE,
-        libc::SIGSEGV,
-        libc::SIGSYS,
-    ];
-    faults.iter().any(|&signal| i32::from(code) == 128 + signal)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -471,11 +412,5 @@ mod tests {
         ] {
             assert_eq!(difference(&captured, &wanted).as_deref(), Some(expected));
         }
-    }
-
-    #[test]
-    fn crashes_are_told_from_ends() {
-        assert!(is_crash(139) && is_crash(134));
-        assert!(!is_crash(0) && !is_crash(1) && !is_crash(143) && !is_crash(137));
     }
 }

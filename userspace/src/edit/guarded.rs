@@ -1,5 +1,5 @@
-//! Makes an image of a tree whose memory is mapped from another image and guarded: in its own image,
-//! all memory is its own, and the filter of the guard is gone.
+//! Makes an image of a tree that was under a filter of ours, as is one whose memory is mapped from another
+//! image and guarded: in its own image, all memory is its own, and the filter is gone.
 
 use std::{
     collections::BTreeMap,
@@ -53,28 +53,28 @@ fn memory_file(entry: &Message) -> Option<(u64, PathBuf)> {
     is_ours.then(|| (file.number(reg_file_entry::ID).unwrap_or(0), name.into()))
 }
 
-/// Removes the filter of the guard from all threads. Returns whether any had it.
+/// Removes our filter from all threads. Returns whether any had it.
 fn remove_filter(images: &Path, mut image: Image) -> Result<bool, EditError> {
     let Some(entry) = image.entries.first_mut() else {
         return Ok(false);
     };
     let mut filters = entry.messages(seccomp_entry::SECCOMP_FILTERS);
-    let is_guard = |filter: &Message| {
+    let is_ours = |filter: &Message| {
         filter
             .bytes(seccomp_filter::FILTER)
-            .is_some_and(filter::is_of_guard)
+            .is_some_and(filter::is_ours)
     };
-    let guards: Vec<u64> = (0..)
+    let ours: Vec<u64> = (0..)
         .zip(&filters)
-        .filter(|(_, filter)| is_guard(filter))
+        .filter(|(_, filter)| is_ours(filter))
         .map(|(place, _)| place)
         .collect();
-    if guards.is_empty() {
+    if ours.is_empty() {
         return Ok(false);
     }
     for filter in &mut filters {
         let previous = filter.number(seccomp_filter::PREV);
-        if previous.is_some_and(|previous| guards.contains(&previous)) {
+        if previous.is_some_and(|previous| ours.contains(&previous)) {
             filter.remove(&[seccomp_filter::PREV]);
         }
     }
@@ -86,7 +86,7 @@ fn remove_filter(images: &Path, mut image: Image) -> Result<bool, EditError> {
         for entry in &mut core.entries {
             entry.edit(core_entry::THREAD_CORE, |thread| {
                 let filter = thread.number(thread_core_entry::SECCOMP_FILTER);
-                if filter.is_some_and(|filter| guards.contains(&filter)) {
+                if filter.is_some_and(|filter| ours.contains(&filter)) {
                     thread.remove(&[thread_core_entry::SECCOMP_FILTER]);
                     let disabled = thread_core_entry::SECCOMP_MODE_DISABLED;
                     thread.replace_number(thread_core_entry::SECCOMP_MODE, disabled);

@@ -43,7 +43,20 @@ pub fn move_listeners(
             source,
         })?;
     }
-    let mut image = Image::read(&view.join(FILES), Kind::Files)?;
+    rename_listeners(view, moves, reuse_port)
+}
+
+/// Has listeners of an image be at other addresses, each at its second instead of its first, and, if
+/// asked, share their ports with others by SO_REUSEPORT.
+///
+/// # Errors
+/// See [`EditError`].
+pub fn rename_listeners(
+    images: &Path,
+    moves: &[(Listener, Listener)],
+    reuse_port: bool,
+) -> Result<(), EditError> {
+    let mut image = Image::read(&images.join(FILES), Kind::Files)?;
     for entry in &mut image.entries {
         entry.edit(file_entry::ISK, |socket| {
             let Some(address) = tcp_listener(socket) else {

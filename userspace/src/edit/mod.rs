@@ -27,7 +27,7 @@ pub use self::{
     guarded::take_back,
     handoff::{Keepalive, SocketTraits, hand_over, handed_name, socket_traits},
     image::EditError,
-    listeners::move_listeners,
+    listeners::{move_listeners, rename_listeners},
     memory::{Mapped, Traits, describe_mapped, inherited_name, lay_out},
     pages::{Content, Mapping, ProcessPages, pages},
     process::Run,

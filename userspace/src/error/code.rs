@@ -96,6 +96,8 @@ impl Error {
             | Self::RehearsalEncrypted
             | Self::NotEncrypted(_)
             | Self::WouldBePlain(_)
+            | Self::NoRecipe(_)
+            | Self::Unnamed(_)
             | Self::WarmupWithoutPoint
             | Self::HookWithoutPoint
             | Self::AutoOnce(_)
@@ -120,7 +122,7 @@ impl Error {
             Self::Archive(error) => archive_code(error),
             Self::Encryption(error) => encryption_code(error),
             Self::MemoryFull(_) => ExitCode::DiskFull,
-            Self::InUse { .. } => ExitCode::InUse,
+            Self::InUse { .. } | Self::CapturedAlready(_) => ExitCode::InUse,
             Self::Terminal | Self::JsonWithArchive => ExitCode::Usage,
             Self::Restore(RestoreError::Instance(InstanceError::Write { source, .. })) => {
                 match source.kind() {

@@ -57,6 +57,13 @@ impl Error {
                  --passphrase-file FILE"
                     .into()
             }
+            Self::NoRecipe(_) => {
+                "an image of `capture` tells, one of `checkpoint` or of an earlier version does not: \
+                 capture it anew"
+                    .into()
+            }
+            Self::Unnamed(_) => "another image has its name by now: name that one".into(),
+            Self::CapturedAlready(_) => "wait until it is made".into(),
             Self::RehearsalEncrypted => "capture it --at warm, which rehearses it as well".into(),
             Self::InUse { by, .. } if by.is_empty() => "try again in a moment".into(),
             Self::InUse { by, .. } => format!("end it first: warmimg stop {}", by.join(" ")),

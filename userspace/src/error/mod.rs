@@ -49,6 +49,12 @@ pub enum Error {
     NotEncrypted(String),
     #[error("{0} is encrypted, and the new image would not be")]
     WouldBePlain(String),
+    #[error("{0} was not captured from its start, and is not known how to be")]
+    NoRecipe(String),
+    #[error("{0} has no name, which the new image would take")]
+    Unnamed(String),
+    #[error("another makes an image of the name {0} right now")]
+    CapturedAlready(String),
     #[error("an encrypted image cannot be rehearsed")]
     RehearsalEncrypted,
     #[error("the image {image} is in use{}", used_by(.by))]

@@ -9,7 +9,7 @@ use std::mem::offset_of;
 use crate::sys::seccomp::Instruction;
 
 /// The number of the architecture that this is compiled for; see linux/audit.h.
-pub(super) const NATIVE: u32 = if cfg!(target_arch = "x86_64") {
+pub(crate) const NATIVE: u32 = if cfg!(target_arch = "x86_64") {
     0xc000_003e
 } else {
     0xc000_00b7
@@ -71,11 +71,11 @@ pub(super) const MSEAL: u32 = 462;
 /// Of linux/userfaultfd.h.
 pub(super) const UFFDIO_REGISTER: u32 = probe_ebpf::REGISTER_REQUEST;
 
-/// Begins the filter, so that it is known again in an image.
-const MARK: u32 = 0x7761_726d;
+/// Is in each filter of ours, so that it is known again in an image.
+pub(crate) const MARK: u32 = 0x7761_726d;
 
-/// Whether a program, as its bytes, is a filter of a guard.
-pub fn is_of_guard(program: &[u8]) -> bool {
+/// Whether a program, as its bytes, is a filter of ours.
+pub fn is_ours(program: &[u8]) -> bool {
     let mark = [[0; 4], MARK.to_ne_bytes()].concat();
     program
         .chunks(size_of::<Instruction>())
@@ -183,11 +183,11 @@ fn halves(address: u64) -> [u32; 2] {
     [address as u32, (address >> 32) as u32]
 }
 
-fn statement(code: u32, k: u32) -> Instruction {
+pub(crate) fn statement(code: u32, k: u32) -> Instruction {
     jump(code, k, 0, 0)
 }
 
-fn jump(code: u32, k: u32, jt: u8, jf: u8) -> Instruction {
+pub(crate) fn jump(code: u32, k: u32, jt: u8, jf: u8) -> Instruction {
     Instruction {
         code: code as u16,
         jt,

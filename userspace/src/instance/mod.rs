@@ -74,8 +74,9 @@ pub enum InstanceError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub id: String,
-    /// The digest of its image.
-    pub image: String,
+    /// The digest of its image; none if it was started cold.
+    #[serde(default)]
+    pub image: Option<String>,
     /// Milliseconds since the Unix epoch.
     pub started_ms: u64,
     /// Pid 1 of its namespace, as the host sees it.
@@ -180,6 +181,12 @@ impl Folder {
             .mode(0o600)
             .open(&path)
             .map_err(write_error(&path))
+    }
+
+    /// The last lines of this log.
+    pub fn last_lines(&self) -> String {
+        let log = fs::File::open(self.path.join(OUTPUT));
+        log.and_then(running::last_lines).unwrap_or_default()
     }
 
     /// Makes the instance known.
@@ -491,7 +498,7 @@ mod tests {
         folder
             .publish(&Record {
                 id: "web-1".into(),
-                image: "0".into(),
+                image: Some("0".into()),
                 started_ms: 0,
                 init: HostPid(1),
                 detached: true,

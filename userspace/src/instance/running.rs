@@ -14,7 +14,7 @@ use super::{Instance, InstanceError, OUTPUT, Record, discard, read_status};
 use crate::sys;
 
 /// The last lines of a log.
-fn last_lines(mut log: fs::File) -> io::Result<String> {
+pub(super) fn last_lines(mut log: fs::File) -> io::Result<String> {
     /// How much of it, at most.
     const BYTES: u64 = 2048;
     const LINES: usize = 10;

@@ -31,7 +31,6 @@ pub use self::{
     profile::{Folded, Form},
     progress::ProgressLine,
     restored::{FirstByte, NoByte},
-    run::ColdReason,
 };
 use crate::{
     bench::{choice::Reason, statistics::Estimate},
@@ -291,7 +290,10 @@ impl Report {
             };
             rows.push([
                 record.id.clone(),
-                record.image.chars().take(12).collect(),
+                match &record.image {
+                    Some(image) => image.chars().take(12).collect(),
+                    None => "-".to_owned(),
+                },
                 match state {
                     State::Running if record.detached => "running".to_owned(),
                     State::Running => "running, in the foreground".to_owned(),

@@ -5,80 +5,14 @@ use serde_json::{Value, json};
 
 use super::{Milliseconds, Report, printable};
 use crate::{
-    doctor::chain, error::Error, fit::Finding, restore::Restored, store::Image, watch::CapturePoint,
+    cold::ColdReason, doctor::chain, error::Error, fit::Finding, restore::Restored, store::Image,
 };
-
-/// Why a server is started cold.
-#[derive(Clone, Debug)]
-pub enum ColdReason {
-    /// No image has this name.
-    NoImage(String),
-    /// What of the command differs.
-    OtherCommand(String),
-    OtherPoint(CapturePoint),
-    Damaged(String),
-    Stale(Vec<Finding>),
-    Unfit(Vec<Finding>),
-    /// Why the image failed last.
-    Quarantined(String),
-    RestoreFailed {
-        /// The exit code that `restore` has for it.
-        code: u8,
-        error: String,
-    },
-    Crashed(String),
-    /// Why the encrypted image cannot be opened.
-    Closed(String),
-    /// What warmimg lacks.
-    Unable(String),
-}
-
-impl ColdReason {
-    /// A name that stays, for programs.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::NoImage(_) => "no-image",
-            Self::OtherCommand(_) => "other-command",
-            Self::OtherPoint(_) => "other-point",
-            Self::Damaged(_) => "damaged",
-            Self::Stale(_) => "stale",
-            Self::Unfit(_) => "unfit",
-            Self::Quarantined(_) => "quarantined",
-            Self::RestoreFailed { .. } => "restore-failed",
-            Self::Crashed(_) => "crashed",
-            Self::Closed(_) => "closed",
-            Self::Unable(_) => "unable",
-        }
-    }
-
-    fn describe(&self) -> String {
-        let list = |findings: &[Finding]| {
-            let lines = findings.iter().map(ToString::to_string);
-            lines.collect::<Vec<_>>().join("; ")
-        };
-        match self {
-            Self::NoImage(name) => format!("no image is called {name}"),
-            Self::OtherCommand(difference) => {
-                format!("the image is of another start: {difference}")
-            }
-            Self::OtherPoint(point) => format!("the image was captured at {point}"),
-            Self::Damaged(error) => format!("the image is damaged: {error}"),
-            Self::Stale(findings) => format!("the image is stale: {}", list(findings)),
-            Self::Unfit(findings) => format!("the image does not fit: {}", list(findings)),
-            Self::Quarantined(reason) => format!("the image has failed twice, last: {reason}"),
-            Self::RestoreFailed { error, .. } => format!("the restore failed: {error}"),
-            Self::Crashed(reason) => format!("the restored server crashed: {reason}"),
-            Self::Closed(reason) => format!("the image cannot be opened: {reason}"),
-            Self::Unable(reason) => format!("{reason}: the server takes the place of warmimg"),
-        }
-    }
-}
 
 impl Report {
     /// # Errors
     /// [`Error::Output`], as all that follow.
     pub fn run_cold(&self, reason: &ColdReason) -> Result<(), Error> {
-        let description = reason.describe();
+        let description = reason.to_string();
         let mut object = json!({
             "event": "cold",
             "reason": reason.code(),

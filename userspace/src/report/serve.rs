@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Bytes, Lines, Milliseconds, Report, print, printable, table, units::Microseconds};
 use crate::{
     error::Error,
+    fit::Finding,
     instance::describe_status,
     memory::Memory,
     proxy::plan::SiteStats,
@@ -27,6 +28,7 @@ impl Cause {
             Self::Calm => "fewer connections than it is to have",
             Self::Idle => "no connection for long enough",
             Self::MaxLife => "it has lived for long enough",
+            Self::Image => "there is a new image",
             Self::Removed => "it is served no more",
         }
     }
@@ -37,6 +39,7 @@ impl How {
         match self {
             Self::Restored => "is up",
             Self::StoodBy => "goes on",
+            Self::Cold => "is up, started cold,",
         }
     }
 }
@@ -281,6 +284,28 @@ fn describe(what: &What) -> String {
                 "what was passed does not listen, and is not used (Accept=no, ListenStream=)".into()
             }
         },
+        What::Cold { reason } => {
+            let reason = reason.to_string();
+            format!("starts cold: {}", printable(&reason))
+        }
+        What::Stale { findings } => {
+            let lines = findings.iter().map(|finding| {
+                let finding = finding.to_string();
+                format!("\n  {}", printable(&finding))
+            });
+            let lines: String = lines.collect();
+            format!("is captured again, as its image may be stale:{lines}")
+        }
+        What::Recaptured { image, took } => format!(
+            "has a new image after {:.1} s: {}",
+            took.as_secs_f64(),
+            image.chars().take(12).collect::<String>()
+        ),
+        What::NotRecaptured { error, pause } => format!(
+            "could not be captured again, tried at the earliest in {:.0} s: {}",
+            pause.as_secs_f64(),
+            printable(error)
+        ),
         What::Warned { text } => printable(text).into_owned(),
     }
 }
@@ -320,6 +345,19 @@ fn describe_json(what: &What) -> Value {
             "event": "failed", "error": error, "pause_ms": ms(pause),
         }),
         What::Unused { listener } => json!({ "event": "unused", "listener": listener }),
+        What::Cold { reason } => json!({
+            "event": "cold", "reason": reason.code(), "description": reason.to_string(),
+        }),
+        What::Stale { findings } => json!({
+            "event": "stale",
+            "findings": findings.iter().map(Finding::to_json).collect::<Vec<_>>(),
+        }),
+        What::Recaptured { image, took } => json!({
+            "event": "recaptured", "image": image, "took_ms": ms(took),
+        }),
+        What::NotRecaptured { error, pause } => json!({
+            "event": "not-recaptured", "error": error, "pause_ms": ms(pause),
+        }),
         What::Warned { text } => json!({ "event": "warned", "text": text }),
     }
 }

@@ -292,6 +292,7 @@ pub async fn restore(
         kerndat: kerndat.folder().to_path_buf(),
         kerndat_is_new: !kerndat.is_filled(),
         handed: options.handed.len(),
+        bound: vec![],
         guarded: guarded.clone(),
         place: Place::New(Fresh {
             clocks: Some(clocks),
@@ -423,7 +424,7 @@ pub async fn restore(
     let listeners: Vec<Listener> = listeners.iter().map(reached).collect();
     let record = Record {
         id: folder.id().to_owned(),
-        image: image.digest.to_string(),
+        image: Some(image.digest.to_string()),
         started_ms: now_ms(),
         init: sandbox.init(),
         detached: options.detached,

@@ -13,6 +13,7 @@ use std::{
 use tokio::task::JoinSet;
 
 use super::{
+    cold::Cold,
     config,
     journal::{Cause, How, What},
     shared::Shared,
@@ -22,13 +23,15 @@ use super::{
 };
 use crate::{
     cgroup,
+    cold::{ColdReason, PROBATION},
     doctor::chain,
-    error::Error,
+    fit::{Allowed, Finding},
     freeze::{self, FreezeError},
-    instance::Running,
+    instance::{self, Running},
     listener::{self, Listener},
     proxy::plan::State,
     restore::{self, Handed, RestoreError},
+    store::{CommandInfo, Image},
     tree::{self, HostPid},
     watch::connections::{Bounds, Connections},
 };
@@ -52,6 +55,8 @@ pub struct Fleet {
     pub socket: Rc<Socket>,
     /// The listener of the image that the socket takes the place of.
     old: Listener,
+    /// What the server was started by, as of the last image that was found.
+    command: Option<CommandInfo>,
     /// By which the kernel counts its connections; none of a Unix socket.
     number: Option<u32>,
     serving: Vec<Running>,
@@ -80,6 +85,7 @@ impl Fleet {
             shared,
             socket,
             old,
+            command: None,
             number,
             serving: vec![],
             standing_by: vec![],
@@ -123,47 +129,60 @@ impl Fleet {
         !self.leaving.is_empty()
     }
 
-    /// Brings up one more instance: one that stands by, or a restored one.
-    ///
-    /// # Errors
-    /// Those of a restore.
-    pub async fn bring_up(&mut self, cause: Cause) -> Result<(), Error> {
+    /// Begins to bring up one more instance.
+    pub fn wake(&mut self, cause: Cause) -> Waking {
         self.is_busy &= !self.is_asleep();
-        let mut waking = self.shared.wake(&self.name, cause);
+        let waking = self.shared.wake(&self.name, cause);
         if self.is_asleep() {
             let wake = waking.id().to_owned();
             self.set_state(State::Waking { wake });
         }
-        let (how, mut running) = match self.standing_by.pop() {
-            Some(mut running) => {
-                if self.is_busy {
-                    self.limit(&mut running);
-                }
-                go_on(&running);
-                waking.lap("thaw");
-                (How::StoodBy, running)
-            }
-            None => (How::Restored, self.restore(&mut waking).await?),
-        };
-        running.since = Instant::now();
-        self.serve(waking, how, running);
-        Ok(())
+        waking
     }
 
-    /// From now on, an instance serves.
-    fn serve(&mut self, waking: Waking, how: How, running: Running) {
+    /// Brings it up: one that stands by, or a restored one.
+    ///
+    /// # Errors
+    /// Why it is to be started cold.
+    pub async fn bring_up(&mut self, waking: &mut Waking) -> Result<(How, Running), ColdReason> {
+        if let Some(mut running) = self.standing_by.pop() {
+            if self.is_busy {
+                self.limit(&mut running);
+            }
+            go_on(&running);
+            waking.lap("thaw");
+            return Ok((How::StoodBy, running));
+        }
+        let restored = self.restore(waking).await;
+        restored.map(|running| (How::Restored, running))
+    }
+
+    /// Has it serve from now on.
+    pub fn serve(&mut self, waking: Waking, how: How, mut running: Running) {
         if self.is_asleep() {
             self.set_state(State::Ready);
         }
+        running.since = Instant::now();
         self.tell(What::Woken(waking.end(how, &running.record().id)));
         self.serving.push(running);
+    }
+
+    /// How to start one more instance cold; nothing if it was never known.
+    pub fn cold(&self) -> Option<Cold> {
+        Some(Cold {
+            site: self.name.clone(),
+            image: self.config.image(&self.name).to_owned(),
+            command: self.command.clone()?,
+            old: self.old.clone(),
+            socket: self.socket.clone(),
+        })
     }
 
     /// Restores and freezes instances until enough stand by.
     ///
     /// # Errors
-    /// Those of a restore.
-    pub async fn stand_by(&mut self) -> Result<(), Error> {
+    /// Why the image cannot be restored.
+    pub async fn stand_by(&mut self) -> Result<(), ColdReason> {
         while self.lacks_standby() {
             let mut waking = self.shared.wake(&self.name, Cause::Connection);
             let running = self.restore(&mut waking).await?;
@@ -178,10 +197,31 @@ impl Fleet {
         Ok(())
     }
 
-    async fn restore(&self, waking: &mut Waking) -> Result<Running, Error> {
-        let shared = &self.shared;
-        let image = shared.store.find(Some(self.config.image(&self.name)))?;
+    /// Finds the image, if it is to be restored.
+    pub fn image(&mut self) -> Result<Image, ColdReason> {
+        let (store, name) = (&self.shared.store, self.config.image(&self.name));
+        let image = store.find(Some(name));
+        let image = image.map_err(|error| ColdReason::of_find(name, error.into()))?;
+        self.command = Some(image.manifest.command.clone());
+        match ColdReason::of_trials(store, &image) {
+            Some(reason) => Err(reason),
+            None => Ok(image),
+        }
+    }
+
+    async fn restore(&mut self, waking: &mut Waking) -> Result<Running, ColdReason> {
+        let image = self.image()?;
         waking.lap("image");
+        let restored = self.restore_image(&image, waking).await;
+        restored.map_err(|error| ColdReason::of_restore(&self.shared.store, &image, error))
+    }
+
+    async fn restore_image(
+        &self,
+        image: &Image,
+        waking: &mut Waking,
+    ) -> Result<Running, RestoreError> {
+        let shared = &self.shared;
         let options = restore::Options {
             detached: true,
             memory: self.config.memory,
@@ -198,13 +238,26 @@ impl Fleet {
             }),
             ..restore::Options::default()
         };
-        let restored = restore::restore(&shared.store, &shared.criu, &image, &options).await?;
+        let restored = restore::restore(&shared.store, &shared.criu, image, &options).await?;
         waking.restored(&restored.timings.parts);
         let id = restored.record.id.clone();
         restored.detach().await?;
-        let running = Running::follow(&shared.store.instances(), &id);
+        let running = Running::follow(&shared.store.instances(), &id)?;
         waking.lap("detach");
-        Ok(running.map_err(RestoreError::Instance)?)
+        Ok(running)
+    }
+
+    /// By what the image may be stale.
+    pub fn stale(&mut self) -> Vec<Finding> {
+        let Ok(image) = self.image() else {
+            return vec![];
+        };
+        let Shared { store, criu, .. } = &*self.shared;
+        let found = restore::stale(store, criu, &image, &Allowed::default());
+        found.unwrap_or_else(|error| {
+            tracing::debug!("{}", chain(&error));
+            vec![]
+        })
     }
 
     /// Waits until an instance has ended by itself, and returns its number.
@@ -218,8 +271,9 @@ impl Fleet {
         }
     }
 
-    /// Tells of an instance that has ended by itself; returns how long it has served.
-    pub fn exited(&mut self, number: usize) -> Duration {
+    /// Tells of an instance that has ended by itself; returns how long it has served, and whether its image
+    /// is to blame.
+    pub fn exited(&mut self, number: usize) -> (Duration, Option<ColdReason>) {
         let (serving, standing_by) = (self.serving.len(), self.standing_by.len());
         let running = match number {
             number if number < serving => self.serving.remove(number),
@@ -232,7 +286,13 @@ impl Fleet {
             status,
             log,
         });
-        running.since.elapsed()
+        let lived = running.since.elapsed();
+        let blamed = status.and_then(|status| {
+            let store = &self.shared.store;
+            let image = store.find(Some(running.record().image.as_deref()?)).ok()?;
+            ColdReason::of_exit(store, &image, instance::exit_code(status), lived)
+        });
+        (lived, blamed)
     }
 
     /// Ends all that serve, if none of them has a connection.
@@ -248,36 +308,48 @@ impl Fleet {
             return;
         }
         for running in std::mem::take(&mut self.serving) {
+            self.works(&running);
             self.end(running, cause).await;
         }
     }
 
-    /// Has instances leave, once there are others in their place.
-    ///
-    /// # Errors
-    /// Those of a restore.
-    pub async fn replace(
-        &mut self,
-        cause: Cause,
-        is_meant: impl Fn(&Running) -> bool,
-    ) -> Result<(), Error> {
-        // The oldest come first.
-        let old = self
-            .serving
-            .iter()
-            .filter(|running| is_meant(running))
-            .count();
-        for _ in 0..old {
-            self.bring_up(cause).await?;
+    /// Takes note that an instance has shown that its image works.
+    fn works(&self, running: &Running) {
+        let store = &self.shared.store;
+        let digest = running.record().image.as_ref();
+        if let Some(digest) = digest.and_then(|digest| store.locate(digest).ok())
+            && running.since.elapsed() >= PROBATION
+        {
+            store.succeeded(&digest);
         }
+    }
+
+    /// Has instances leave, as there are others in their place.
+    pub fn retire(&mut self, cause: Cause, instances: &[String]) {
         let until = Instant::now() + self.config.drain;
-        let leaving = self.serving.drain(..old).map(|running| Leaving {
+        let is_meant = |running: &mut Running| instances.contains(&running.record().id);
+        let retired = self.serving.extract_if(.., is_meant);
+        self.leaving.extend(retired.map(|running| Leaving {
             running,
             cause,
             until,
-        });
-        self.leaving.extend(leaving);
-        Ok(())
+        }));
+    }
+
+    /// The instances that serve or stand by and are not of the image that there is now; those that stand by
+    /// are ended.
+    pub async fn outdated(&mut self) -> Vec<String> {
+        let Ok(image) = self.image() else {
+            return vec![];
+        };
+        let is_of_image =
+            |running: &Running| running.record().image.as_deref() == Some(image.digest.as_str());
+        let is_old = |running: &mut Running| !is_of_image(running);
+        for running in self.standing_by.extract_if(.., is_old).collect::<Vec<_>>() {
+            self.end(running, Cause::Image).await;
+        }
+        let old = self.serving.iter().filter(|running| !is_of_image(running));
+        old.map(|running| running.record().id.clone()).collect()
     }
 
     /// Has one instance leave.

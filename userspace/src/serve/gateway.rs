@@ -61,7 +61,6 @@ const DOOR: SocketTraits = SocketTraits {
 const FRONT_PAUSE: Duration = Duration::from_millis(200);
 
 struct Handle {
-    config: config::Site,
     place: Place,
     number: Option<u32>,
     /// The same that the site has.
@@ -244,11 +243,10 @@ impl Gateway {
                     let adopted = before.extract_if(.., meant).collect();
                     self.add(&name, site, place, socket, adopted)?;
                 }
-                (None, Some(handle)) if handle.config != *site => {
-                    handle.config = site.clone();
+                (None, Some(handle)) => {
                     let _ = handle.orders.send(Order::Configure(Box::new(site.clone())));
                 }
-                (None, _) => {}
+                (None, None) => {}
             }
         }
         for running in before {
@@ -395,7 +393,6 @@ impl Gateway {
         adopted.into_iter().for_each(|running| fleet.adopt(running));
         let site = Site::new(fleet, receiver);
         let handle = Handle {
-            config: config.clone(),
             place,
             number,
             socket,

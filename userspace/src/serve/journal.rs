@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::wakes::Wake;
-use crate::{cgroup::Cpus, listener::Listener};
+use crate::{cgroup::Cpus, cold::ColdReason, fit::Finding, listener::Listener};
 
 /// Something that happened to a site.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Cause {
     Idle,
     /// It has lived for long enough.
     MaxLife,
+    /// There is a new image.
+    Image,
     /// The gateway ends, or no longer has the site.
     Removed,
 }
@@ -43,6 +45,8 @@ pub enum How {
     /// It was there already, and stood still.
     #[serde(rename = "standby")]
     StoodBy,
+    /// Without its image.
+    Cold,
 }
 
 /// What happened.
@@ -84,6 +88,14 @@ pub enum What {
     },
     /// A socket of this name was passed that nothing here is to listen on; none if it does not listen.
     Unused { listener: Option<Listener> },
+    /// Its image cannot be restored, so that its server is started cold.
+    Cold { reason: ColdReason },
+    /// Its image may be stale; a new one is made.
+    Stale { findings: Vec<Finding> },
+    /// There is a new image.
+    Recaptured { image: String, took: Duration },
+    /// There is no new image, and none is tried for a while.
+    NotRecaptured { error: String, pause: Duration },
     /// It goes on without something.
     Warned { text: String },
 }

@@ -15,6 +15,7 @@
 
 pub mod activation;
 pub mod admin;
+mod cold;
 pub mod config;
 mod error;
 mod fleet;
@@ -25,6 +26,7 @@ mod keeper;
 mod metrics;
 mod overview;
 mod places;
+mod recapture;
 mod shared;
 mod site;
 pub mod socket;

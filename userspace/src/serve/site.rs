@@ -6,14 +6,21 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc::UnboundedReceiver, oneshot};
+use tokio::{
+    sync::{mpsc::UnboundedReceiver, oneshot},
+    task::JoinSet,
+};
 
 use super::{
+    cold::ColdError,
     config::Site as Config,
     fleet::Fleet,
-    journal::{Cause, What},
+    journal::{Cause, How, What},
+    recapture::Recaptures,
+    wakes::Waking,
 };
 use crate::{
+    cold::{ColdReason, PROBATION},
     doctor::chain,
     instance::Running,
     listener::Listener,
@@ -23,14 +30,14 @@ use crate::{
 /// How long a site that cannot be brought up is left alone, at first and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(60)];
 
-/// A server that ends by itself within this time does not work.
-const PROBATION: Duration = Duration::from_secs(10);
-
 /// How long a connection to a site that cannot be brought up waits until it is refused.
 const REFUSAL_DELAY: Duration = Duration::from_millis(20);
 
 /// How often it is looked at what nothing tells of, at most.
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How often it is looked whether the image is stale, at most.
+const STALE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether an instance that is to leave has connections.
 const LEAVING_INTERVAL: Duration = Duration::from_millis(100);
@@ -89,6 +96,23 @@ pub struct Site {
     wakes: u64,
     /// Since when it has had no connection, as was seen last; none if it had one.
     idle_since: Option<Instant>,
+    /// An instance that is being started cold.
+    starting: JoinSet<Started>,
+    /// Those who are told when it is up.
+    waiting: Vec<oneshot::Sender<Answer>>,
+    recaptures: Recaptures,
+    /// When it was looked last whether the image is stale.
+    looked: Option<Instant>,
+    /// Until when none is restored to stand by, after that has failed.
+    no_standby_until: Option<Instant>,
+}
+
+/// What came of a cold start.
+struct Started {
+    waking: Waking,
+    /// The instances that it takes the place of.
+    retires: Vec<String>,
+    instance: Result<Running, ColdError>,
 }
 
 /// What has happened.
@@ -96,6 +120,9 @@ enum Seen {
     Connection,
     /// The instance with that number has ended.
     Exit(usize),
+    Started(Box<Started>),
+    /// There is a new image after this time, or why there is none.
+    Recaptured(Result<Duration, String>),
     Time,
     Order(Option<Order>),
 }
@@ -109,6 +136,11 @@ impl Site {
             paused_until: None,
             wakes: 0,
             idle_since: None,
+            starting: JoinSet::new(),
+            waiting: vec![],
+            recaptures: Recaptures::default(),
+            looked: None,
+            no_standby_until: None,
         }
     }
 
@@ -116,10 +148,14 @@ impl Site {
     pub async fn run(mut self) {
         loop {
             // After what has happened: nobody waits for it.
-            if !self.is_paused()
-                && let Err(error) = self.fleet.stand_by().await
+            if self.is_to_stand_by()
+                && let Err(reason) = self.fleet.stand_by().await
             {
-                self.fail(&chain(&error));
+                self.no_standby_until = Some(Instant::now() + PAUSES[1]);
+                self.fleet.tell(What::Warned {
+                    text: format!("no instance can stand by: {reason}"),
+                });
+                self.recapture_for(&reason);
             }
             match self.next().await {
                 Seen::Connection if self.is_paused() => {
@@ -129,6 +165,8 @@ impl Site {
                 }
                 Seen::Connection => self.wake(Cause::Connection).await,
                 Seen::Exit(number) => self.exited(number),
+                Seen::Started(started) => self.started(*started).await,
+                Seen::Recaptured(outcome) => self.recaptured(outcome).await,
                 Seen::Time => self.look().await,
                 Seen::Order(None) => return self.fleet.leave(false).await,
                 Seen::Order(Some(Order::Leave { keep })) => return self.fleet.leave(keep).await,
@@ -145,8 +183,9 @@ impl Site {
                 None => std::future::pending().await,
             }
         };
+        let awaits = self.fleet.is_asleep() && self.starting.is_empty();
         let connection = async {
-            match self.fleet.is_asleep() {
+            match awaits {
                 true => self.fleet.socket.watch().await,
                 false => std::future::pending().await,
             }
@@ -156,6 +195,8 @@ impl Site {
             biased;
             order = self.orders.recv() => Seen::Order(order),
             number = self.fleet.exit() => Seen::Exit(number),
+            Some(Ok(started)) = self.starting.join_next() => Seen::Started(Box::new(started)),
+            outcome = self.recaptures.ended() => Seen::Recaptured(outcome),
             () = connection => Seen::Connection,
             () = pause => Seen::Time,
         }
@@ -167,7 +208,9 @@ impl Site {
             .fleet
             .has_leaving()
             .then(|| Instant::now() + LEAVING_INTERVAL);
-        let retry = self.paused_until.filter(|_| self.fleet.lacks_standby());
+        let retry = [self.paused_until, self.no_standby_until];
+        let retry = retry.into_iter().flatten().max();
+        let retry = retry.filter(|_| self.fleet.lacks_standby());
         if self.fleet.is_asleep() {
             return [leaving, retry].into_iter().flatten().min();
         }
@@ -196,14 +239,17 @@ impl Site {
         }
         let Config { idle, max_life, .. } = self.fleet.config;
         if let Some(life) = max_life {
-            let is_old = |running: &Running| running.since.elapsed() >= life;
-            self.replace(Cause::MaxLife, is_old).await;
+            let old = self.fleet.serving().iter();
+            let old = old.filter(|running| running.since.elapsed() >= life);
+            let old = old.map(|running| running.record().id.clone()).collect();
+            self.replace(Cause::MaxLife, old).await;
         }
         while !self.fleet.is_asleep() {
             let (open, idle_since) = self.fleet.look();
             self.idle_since = idle_since;
             let is_over = |(limit, since): (Duration, Instant)| since.elapsed() >= limit;
-            if open > self.fleet.most() && !self.is_paused() {
+            let may_bring_up = !self.is_paused() && self.starting.is_empty();
+            if open > self.fleet.most() && may_bring_up {
                 match self.fleet.may_grow() {
                     true => self.bring_up(Cause::Load).await,
                     false => self.fleet.set_busy(true, open),
@@ -223,15 +269,19 @@ impl Site {
         }
     }
 
-    /// Has others take the place of instances.
-    async fn replace(&mut self, cause: Cause, is_meant: impl Fn(&Running) -> bool) {
-        if self.is_paused() {
+    /// Has others take the place of instances. If they cannot be replaced they go on.
+    async fn replace(&mut self, cause: Cause, old: Vec<String>) {
+        if self.is_paused() || !self.starting.is_empty() {
             return;
         }
-        // If they cannot be replaced they go on.
-        if let Err(error) = self.fleet.replace(cause, is_meant).await {
-            self.fail(&chain(&error));
+        for _ in 0..old.len() {
+            let mut waking = self.fleet.wake(cause);
+            match self.fleet.bring_up(&mut waking).await {
+                Ok((how, running)) => self.fleet.serve(waking, how, running),
+                Err(reason) => return self.start_cold(waking, reason, old),
+            }
         }
+        self.fleet.retire(cause, &old);
     }
 
     async fn obey(&mut self, order: Order) {
@@ -239,16 +289,17 @@ impl Site {
             Order::Leave { .. } => {}
             Order::Counted => self.look().await,
             Order::Describe(answer) => drop(answer.send(self.status())),
-            Order::Configure(config) => self.fleet.configure(*config),
+            Order::Configure(config) => {
+                self.fleet.configure(*config);
+                // There may be another image by its name.
+                self.renew().await;
+            }
             Order::Wake(answer) => {
-                if self.fleet.is_asleep() {
+                self.waiting.push(answer);
+                if self.fleet.is_asleep() && self.starting.is_empty() {
                     self.wake(Cause::Asked).await;
                 }
-                let said = match self.fleet.is_asleep() {
-                    true => Err("it cannot be brought up".to_owned()),
-                    false => Ok(self.status().serving),
-                };
-                let _ = answer.send(said);
+                self.answer_waiting();
             }
             Order::Sleep(answer) => {
                 self.fleet.sleep(Cause::Asked).await;
@@ -276,10 +327,136 @@ impl Site {
     }
 
     async fn bring_up(&mut self, cause: Cause) {
-        match self.fleet.bring_up(cause).await {
-            Ok(()) => self.wakes += 1,
+        let mut waking = self.fleet.wake(cause);
+        match self.fleet.bring_up(&mut waking).await {
+            Ok((how, running)) => {
+                self.fleet.serve(waking, how, running);
+                self.wakes += 1;
+                self.look_whether_stale();
+            }
+            Err(reason) => self.start_cold(waking, reason, vec![]),
+        }
+    }
+
+    /// Begins to start an instance cold, in place of these.
+    fn start_cold(&mut self, mut waking: Waking, reason: ColdReason, retires: Vec<String>) {
+        let Some(cold) = self.fleet.cold() else {
+            return self.fail(&reason.to_string());
+        };
+        self.recapture_for(&reason);
+        self.fleet.tell(What::Cold { reason });
+        let shared = self.fleet.shared.clone();
+        waking.lap("failed");
+        self.starting.spawn_local(async move {
+            let instance = cold.start(&shared.store).await;
+            waking.lap("cold");
+            Started {
+                waking,
+                retires,
+                instance,
+            }
+        });
+    }
+
+    /// Has an instance serve that was started cold.
+    async fn started(&mut self, started: Started) {
+        let Started {
+            waking,
+            retires,
+            instance,
+        } = started;
+        match instance {
+            Ok(mut running) => {
+                self.fleet.limit(&mut running);
+                let cause = waking.cause();
+                self.fleet.serve(waking, How::Cold, running);
+                self.fleet.retire(cause, &retires);
+                self.wakes += 1;
+                self.look().await;
+            }
             Err(error) => self.fail(&chain(&error)),
         }
+        self.answer_waiting();
+    }
+
+    /// Answers those who wait for the site to be up, unless it is still being started.
+    fn answer_waiting(&mut self) {
+        if self.fleet.is_asleep() && !self.starting.is_empty() {
+            return;
+        }
+        let said = match self.fleet.is_asleep() {
+            true => Err("it cannot be brought up".to_owned()),
+            false => Ok(self.status().serving),
+        };
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.send(said.clone());
+        }
+    }
+
+    /// Looks by what the image may be stale that was just restored.
+    fn look_whether_stale(&mut self) {
+        let is_early = |looked: Instant| looked.elapsed() < STALE_INTERVAL;
+        if !self.fleet.config.recapture || self.looked.is_some_and(is_early) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let findings = self.fleet.stale();
+        if findings.is_empty() {
+            self.recaptures.is_fresh();
+        } else if self.recapture() {
+            self.fleet.tell(What::Stale { findings });
+        }
+    }
+
+    /// Has a new image made if this one cannot be restored.
+    fn recapture_for(&mut self, reason: &ColdReason) {
+        let helps = matches!(
+            reason,
+            ColdReason::Damaged(_) | ColdReason::Unfit(_) | ColdReason::Quarantined(_)
+        );
+        if helps && self.fleet.config.recapture {
+            self.recapture();
+        }
+    }
+
+    /// Begins to make a new image, unless it was just tried; returns whether it did.
+    fn recapture(&mut self) -> bool {
+        let shared = &self.fleet.shared;
+        let image = self.fleet.config.image(&self.fleet.name);
+        let (store, criu) = (shared.store.root(), &shared.criu.path);
+        match self.recaptures.begin(store, criu, image) {
+            Ok(has_begun) => has_begun,
+            Err(error) => {
+                self.not_recaptured(chain(&error));
+                false
+            }
+        }
+    }
+
+    async fn recaptured(&mut self, outcome: Result<Duration, String>) {
+        let took = match outcome {
+            Ok(took) => took,
+            Err(error) => return self.not_recaptured(error),
+        };
+        let image = match self.fleet.image() {
+            Ok(image) => image.digest.to_string(),
+            Err(reason) => return self.not_recaptured(reason.to_string()),
+        };
+        self.fleet.tell(What::Recaptured { image, took });
+        self.paused_until = None;
+        self.renew().await;
+    }
+
+    fn not_recaptured(&mut self, error: String) {
+        let pause = self.recaptures.pause();
+        self.fleet.tell(What::NotRecaptured { error, pause });
+    }
+
+    /// Has instances of the image that there is now take the place of all others.
+    async fn renew(&mut self) {
+        self.no_standby_until = None;
+        let old = self.fleet.outdated().await;
+        self.replace(Cause::Image, old).await;
     }
 
     /// Leaves the site alone for a while. What waits meanwhile is refused.
@@ -305,8 +482,18 @@ impl Site {
             .is_some_and(|until| Instant::now() < until)
     }
 
+    fn is_to_stand_by(&self) -> bool {
+        let is_early = self
+            .no_standby_until
+            .is_some_and(|until| Instant::now() < until);
+        !self.is_paused() && !is_early
+    }
+
     fn exited(&mut self, number: usize) {
-        let lived = self.fleet.exited(number);
+        let (lived, blamed) = self.fleet.exited(number);
+        if let Some(reason) = blamed {
+            self.recapture_for(&reason);
+        }
         if lived >= PROBATION {
             self.failures = 0;
         } else if self.fleet.is_asleep() {

@@ -50,6 +50,10 @@ impl Waking {
         &self.id
     }
 
+    pub fn cause(&self) -> Cause {
+        self.cause
+    }
+
     /// What was done since the last phase is this one.
     pub fn lap(&mut self, name: &'static str) {
         let now = self.begun.elapsed().as_micros() as u64;

@@ -8,6 +8,7 @@
 //!
 //! Invariant: single-threaded, and never returns into the supervisor's code.
 
+mod command;
 mod criu;
 
 use std::{
@@ -33,6 +34,7 @@ use nix::{
 
 use super::{
     ClockOffsets,
+    bind::{Binder, Bound},
     command::Command,
     exec,
     namespaces::Visit,
@@ -60,13 +62,6 @@ pub const INSTANCE: RawFd = 8;
 /// the files that memory is mapped from.
 pub const HANDED: RawFd = 9;
 
-/// The pid of the command in its namespace: high enough that init, CRIU and CRIU's helpers do
-/// not need it when the tree is restored.
-const FIRST_PID: i32 = 300;
-
-/// The last pid given in this pid namespace; see proc(5).
-const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
-
 /// Where pseudoterminals are: /dev/ptmx, wherever it is opened, makes its own beside it.
 const TERMINALS: &str = "/dev/pts";
 
@@ -91,6 +86,8 @@ pub struct Plan {
     pub kerndat_is_new: bool,
     /// How many listening sockets are handed over to the server.
     pub handed: usize,
+    /// Where the command is to listen instead of where it asks to.
+    pub bound: Vec<Bound>,
     /// What memory is mapped, and so guarded.
     pub guarded: Option<Guarded>,
     pub place: Place,
@@ -150,6 +147,7 @@ struct Init<'a> {
     /// of a failure.
     suspended: Option<(OwnedFd, exec::Failure)>,
     supervised: bool,
+    binder: Option<Binder<'a>>,
     /// With the file that shows what it has done, which stays open: on some file systems a file
     /// that is written anew goes to the disk at once.
     guard: Option<(Guard, fs::File)>,
@@ -183,6 +181,7 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
         criu: None,
         suspended: None,
         supervised: true,
+        binder: None,
         guard: None,
     };
     if matches!(plan.place, Place::New(_)) {
@@ -309,7 +308,8 @@ impl Init<'_> {
             let guarded = self.guard.as_ref().map(|(guard, _)| guard.listener());
             let interrupted = self.guard.as_ref().map(|(guard, _)| guard.interruptions());
             let ordered = self.supervised.then_some(self.control);
-            let watched = [Some(signalled), guarded, interrupted, ordered];
+            let bound = self.binder.as_ref().map(Binder::listener);
+            let watched = [Some(signalled), guarded, interrupted, ordered, bound];
             let mut ready: Vec<PollFd> = watched.into_iter().flatten().map(watch).collect();
             if let Err(errno) = poll(&mut ready, PollTimeout::NONE)
                 && errno != nix::Error::EINTR
@@ -323,15 +323,20 @@ impl Init<'_> {
                     Some(poll.as_fd().as_raw_fd()) == number && poll.any() == Some(true)
                 })
             };
-            let is_over = |poll: &PollFd| {
-                let number = guarded.map(|fd| fd.as_raw_fd());
-                Some(poll.as_fd().as_raw_fd()) == number
-                    && poll.revents() == Some(PollFlags::POLLHUP)
+            // Nobody is left whose calls are to be looked at.
+            let is_over = |fd: Option<BorrowedFd<'_>>| {
+                let number = fd.map(|fd| fd.as_raw_fd());
+                let mut ready = ready.iter();
+                ready.any(|poll| {
+                    Some(poll.as_fd().as_raw_fd()) == number
+                        && poll.revents() == Some(PollFlags::POLLHUP)
+                })
             };
-            let is_unguarded = ready.iter().any(is_over);
+            let (is_unguarded, is_unbound) = (is_over(guarded), is_over(bound));
             let has_signal = is_ready(Some(signalled));
             let has_order = is_ready(ordered);
             let has_call = is_ready(guarded);
+            let has_bind = is_ready(bound);
             let has_interruption = is_ready(interrupted);
             for (is_there, serve) in [
                 (
@@ -345,8 +350,13 @@ impl Init<'_> {
                 }
             }
             if is_unguarded {
-                // Nobody is left whose calls are to be looked at.
                 self.guard = None;
+            }
+            if has_bind && !is_unbound {
+                self.serve_binder();
+            }
+            if is_unbound {
+                self.binder = None;
             }
             if has_signal {
                 while let Ok(Some(info)) = signals.read_signal() {
@@ -503,62 +513,6 @@ impl Init<'_> {
             status: status as u32,
         });
         0
-    }
-
-    fn start_command(&mut self) -> Notice {
-        let Some(command) = &self.plan.command else {
-            return Notice::Failed {
-                step: Step::Fork,
-                errno: libc::EINVAL as u32,
-            };
-        };
-        let pipes = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-            .and_then(|go| Ok((go, exec::failure_pipe()?)));
-        let ((wait, go), (failure, report)) = match pipes {
-            Ok(pipes) => pipes,
-            Err(errno) => return failed(Step::Fork)(errno),
-        };
-        // Not clone3's set_tid: that leaves the counter behind, and the command's own children
-        // and threads would get the low pids that a restore needs for itself.
-        if let Err(error) = fs::write(LAST_PID, (FIRST_PID - 1).to_string()) {
-            return Notice::Failed {
-                step: Step::Fork,
-                errno: errno_of(&error),
-            };
-        }
-        match sys::fork(sys::ForkOptions::default()) {
-            Ok(sys::Fork::Child) => {
-                drop(go);
-                let (step, error) = command.become_it(&wait);
-                report.send(step, &error)
-            }
-            Ok(sys::Fork::Parent { pid, .. }) => {
-                self.main = Some(Pid::from_raw(pid));
-                self.suspended = Some((go, failure));
-                Notice::Started { pid: pid as u32 }
-            }
-            Err(error) => Notice::Failed {
-                step: Step::Fork,
-                errno: errno_of(&error),
-            },
-        }
-    }
-
-    fn go(&mut self) -> Notice {
-        let Some((go, failure)) = self.suspended.take() else {
-            return Notice::Failed {
-                step: Step::Exec,
-                errno: libc::EINVAL as u32,
-            };
-        };
-        let _ = nix::unistd::write(&go, b"g");
-        match failure.receive() {
-            None => Notice::Running,
-            Some((step, error)) => Notice::Failed {
-                step,
-                errno: errno_of(&error),
-            },
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! death, unless the sandbox was [detached](Sandbox::detach). One that [visits](Visit) a tree leaves
 //! it running: when it is dropped or the supervisor dies, its init waits for CRIU and lets the tree go on.
 
+mod bind;
 mod child;
 mod command;
 mod exec;
@@ -24,6 +25,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use self::protocol::{Notice, Order, receive_notice, send_order};
 pub use self::{
+    bind::{Bound, Instead},
     child::Child,
     command::{COMPATIBLE_ENVIRONMENT, Command, CommandError, RunAs},
     init::{EXIT_FILE, Fresh, GUARD_FILE, IMAGES, Place, Plan, STDERR, STDOUT, WORK},
@@ -107,6 +109,7 @@ pub struct Sandbox {
     control: AsyncFd<OwnedFd>,
     exited: Option<i32>,
     criu_exited: Option<i32>,
+    is_bound: bool,
     detached: bool,
     /// Init sees to it that what it visits goes on, and ends by itself.
     visits: bool,
@@ -177,6 +180,7 @@ impl Sandbox {
             control: sys::readable(ours).map_err(SpawnError::Socket)?,
             exited: None,
             criu_exited: None,
+            is_bound: false,
             detached: false,
             visits: matches!(plan.place, Place::Of(_)),
         };
@@ -281,6 +285,18 @@ impl Sandbox {
         }
     }
 
+    /// Waits until the command listens where the plan has it listen instead. Returns whether it does: it
+    /// may have ended before.
+    ///
+    /// # Errors
+    /// See [`SpawnError`].
+    pub async fn bound(&mut self) -> Result<bool, SpawnError> {
+        while !self.is_bound && self.exited.is_none() {
+            self.receive().await?;
+        }
+        Ok(self.is_bound)
+    }
+
     async fn command(&mut self, order: Order) -> Result<(), SpawnError> {
         match self.ask(order).await? {
             (Notice::Done, _) => Ok(()),
@@ -319,6 +335,10 @@ impl Sandbox {
             }
             Some((Notice::CriuExited { status }, _)) => {
                 self.criu_exited = Some(status as i32);
+                Ok(None)
+            }
+            Some((Notice::Bound { .. }, _)) => {
+                self.is_bound = true;
                 Ok(None)
             }
             Some((Notice::Failed { step, errno }, _)) => Err(SpawnError::Init {

@@ -50,6 +50,8 @@ pub enum Notice {
     Failed { step: Step, errno: u32 },
     /// Nothing runs any more; the wait status of the main process.
     Exited { status: u32 },
+    /// The command listens where the plan has it listen instead, by the place in the plan.
+    Bound { place: u32 },
 }
 
 /// The steps that can fail in init.
@@ -68,6 +70,7 @@ pub enum Step {
     Terminals = 11,
     Guard = 12,
     Memory = 13,
+    Bind = 14,
 }
 
 impl Step {
@@ -85,6 +88,7 @@ impl Step {
             Self::Terminals,
             Self::Guard,
             Self::Memory,
+            Self::Bind,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -106,6 +110,7 @@ impl std::fmt::Display for Step {
             Self::Terminals => "mount a private /dev/pts",
             Self::Memory => "open the files with the memory",
             Self::Guard => "set up the guard of mapped memory",
+            Self::Bind => "have it listen elsewhere (seccomp)",
         })
     }
 }
@@ -148,6 +153,7 @@ impl Notice {
             Self::Done => [6, 0, 0],
             Self::Failed { step, errno } => [7, step as u32, errno],
             Self::Exited { status } => [8, status, 0],
+            Self::Bound { place } => [9, place, 0],
         }
     }
 
@@ -164,6 +170,7 @@ impl Notice {
                 errno: b,
             },
             8 => Self::Exited { status: a },
+            9 => Self::Bound { place: a },
             _ => return None,
         })
     }

@@ -39,6 +39,9 @@ pub struct Manifest {
     /// TCP connections that are restored as they were: the own end, and the other.
     #[serde(default)]
     pub connections: Vec<(SocketAddr, SocketAddr)>,
+    /// How it was captured, to do so again; none of an image of a tree that ran already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
     /// What is done to each copy after its restore, as it was given on the command line.
     #[serde(default)]
     pub after_restore: Vec<String>,
@@ -85,6 +88,19 @@ pub struct CommandInfo {
     pub user: Option<String>,
     /// `NAME=VALUE`.
     pub environment: Vec<String>,
+}
+
+/// What was asked of a capture, as it was given on the command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// The listener that counts, if not any.
+    pub listener: Option<String>,
+    pub warmups: Vec<String>,
+    pub before_freeze: Vec<String>,
+    pub outbound: TcpConnections,
+    /// How long the server may take to the capture point, and each hook.
+    pub limit_ms: u64,
+    pub hook_limit_ms: u64,
 }
 
 /// How the capture went.

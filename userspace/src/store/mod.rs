@@ -54,7 +54,9 @@ pub use self::{
     encrypted::{Encrypted, Header, Key, Stored},
     error::StoreError,
     hold::{Claim, Hold},
-    manifest::{Capture, CommandInfo, CriuInfo, ImageFile, Manifest, Moment, SCHEMA, now_ms},
+    manifest::{
+        Capture, CommandInfo, CriuInfo, ImageFile, Manifest, Moment, Recipe, SCHEMA, now_ms,
+    },
     memory::MemoryStore,
     outside::{Dependency, Known, ReadFiles, Role},
     prune::{Choice, Rules},

@@ -30,6 +30,7 @@ pub(crate) fn manifest(created_ms: u64) -> Manifest {
         listeners: vec![],
         shared_ports: Default::default(),
         connections: vec![],
+        recipe: None,
         after_restore: vec![],
         locks: Default::default(),
         root: NsPid(300),

@@ -7,14 +7,17 @@ use std::{
 
 pub use libc::{seccomp_notif as Notification, sock_filter as Instruction};
 
-/// `SECCOMP_IOCTL_NOTIF_RECV` and `SECCOMP_IOCTL_NOTIF_SEND` of linux/seccomp.h: the letter `!`,
-/// and the sizes of the structures.
-const RECEIVE: libc::Ioctl = request(0, size_of::<libc::seccomp_notif>());
-const SEND: libc::Ioctl = request(1, size_of::<libc::seccomp_notif_resp>());
+/// `SECCOMP_IOCTL_NOTIF_RECV`, `SECCOMP_IOCTL_NOTIF_SEND` and `SECCOMP_IOCTL_NOTIF_ADDFD` of
+/// linux/seccomp.h: the direction, the letter `!`, and the sizes of the structures.
+const RECEIVE: libc::Ioctl = request(READ_AND_WRITE, 0, size_of::<libc::seccomp_notif>());
+const SEND: libc::Ioctl = request(READ_AND_WRITE, 1, size_of::<libc::seccomp_notif_resp>());
+const ADD: libc::Ioctl = request(WRITE, 3, size_of::<libc::seccomp_notif_addfd>());
 
-const fn request(number: u32, size: usize) -> libc::Ioctl {
-    const READ_AND_WRITE: u32 = 3;
-    (READ_AND_WRITE << 30 | (size as u32) << 16 | (b'!' as u32) << 8 | number) as libc::Ioctl
+const WRITE: u32 = 1;
+const READ_AND_WRITE: u32 = 3;
+
+const fn request(direction: u32, number: u32, size: usize) -> libc::Ioctl {
+    (direction << 30 | (size as u32) << 16 | (b'!' as u32) << 8 | number) as libc::Ioctl
 }
 
 /// What becomes of a system call that was notified of.
@@ -90,4 +93,28 @@ pub fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<(
     };
     // SAFETY: `response` is of the size in the request and outlives the call.
     super::check(unsafe { libc::ioctl(listener.as_raw_fd(), SEND, &raw mut response) }).map(drop)
+}
+
+/// Gives the caller that a notification is of a descriptor, in place of the one that it has by that
+/// number.
+///
+/// # Errors
+/// What seccomp_unotify(2) says: `ENOENT` if the caller is gone.
+pub fn replace_descriptor(
+    listener: BorrowedFd<'_>,
+    id: u64,
+    number: u32,
+    descriptor: BorrowedFd<'_>,
+    closed_by_exec: bool,
+) -> io::Result<()> {
+    let flags = if closed_by_exec { libc::O_CLOEXEC } else { 0 };
+    let mut added = libc::seccomp_notif_addfd {
+        id,
+        flags: libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
+        srcfd: descriptor.as_raw_fd() as u32,
+        newfd: number,
+        newfd_flags: flags as u32,
+    };
+    // SAFETY: `added` is of the size in the request and outlives the call.
+    super::check(unsafe { libc::ioctl(listener.as_raw_fd(), ADD, &raw mut added) }).map(drop)
 }

@@ -90,6 +90,10 @@ pub struct Site {
     /// How many instances are kept restored and frozen while it sleeps.
     #[serde(default)]
     pub standby: u32,
+    /// Whether its server is captured again in the background when its image is found to be stale, or to
+    /// work no more.
+    #[serde(default = "yes")]
+    pub recapture: bool,
     /// How many instances there may be.
     #[serde(default = "one")]
     pub max: u32,
@@ -120,6 +124,10 @@ fn idle() -> Option<Duration> {
 
 fn drain() -> Duration {
     Duration::from_secs(30)
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn one() -> u32 {

@@ -14,6 +14,9 @@ pub struct Counts {
     wakes: BTreeMap<(String, How, Cause), u64>,
     took: BTreeMap<(String, How), Histogram>,
     phases: BTreeMap<Cow<'static, str>, Histogram>,
+    cold: BTreeMap<(String, &'static str), u64>,
+    recaptures: BTreeMap<String, u64>,
+    failed_recaptures: BTreeMap<String, u64>,
     ends: BTreeMap<(String, Cause), u64>,
     exits: BTreeMap<String, u64>,
     failures: BTreeMap<String, u64>,
@@ -36,6 +39,9 @@ impl Counts {
                     times.add(phase.length_us);
                 }
             }
+            What::Cold { reason } => *self.cold.entry((site, reason.code())).or_default() += 1,
+            What::Recaptured { .. } => *self.recaptures.entry(site).or_default() += 1,
+            What::NotRecaptured { .. } => *self.failed_recaptures.entry(site).or_default() += 1,
             What::Ended { cause, .. } => *self.ends.entry((site, *cause)).or_default() += 1,
             What::Exited { .. } => *self.exits.entry(site).or_default() += 1,
             What::Failed { .. } => *self.failures.entry(site).or_default() += 1,
@@ -65,6 +71,12 @@ impl Counts {
         for (phase, times) in &self.phases {
             text.histogram(name, &[("phase", phase)], times);
         }
+        let name = "warmimg_cold_starts_total";
+        let help = "Instances that were to be started cold, by why.";
+        text.family(name, Kind::Counter, help);
+        for ((site, reason), count) in &self.cold {
+            text.sample(name, &[("site", site), ("reason", reason)], count);
+        }
         let name = "warmimg_instances_ended_total";
         text.family(name, Kind::Counter, "Instances that were ended, by why.");
         for ((site, cause), count) in &self.ends {
@@ -80,6 +92,16 @@ impl Counts {
                 "warmimg_wake_failures_total",
                 "How often a site could not be brought up.",
                 &self.failures,
+            ),
+            (
+                "warmimg_recaptures_total",
+                "How often a site got a new image.",
+                &self.recaptures,
+            ),
+            (
+                "warmimg_recapture_failures_total",
+                "How often a site was to get a new image, and did not.",
+                &self.failed_recaptures,
             ),
         ] {
             text.family(name, Kind::Counter, help);

@@ -1,0 +1,190 @@
+//! Sites whose images are stale or work no more.
+
+use std::fs;
+
+use super::{Client, SERVER, Served};
+use crate::support::{Workspace, ask, expect, free_port, wait_until};
+
+/// As the other server, but it answers what it has read at its start.
+const READER: &str = r#"
+import http.server, os, socketserver, sys
+text = open(sys.argv[1], "rb").read()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+    def log_message(self, *args):
+        pass
+    def address_string(self):
+        return "client"
+class Unix(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    pass
+if "/" in sys.argv[2]:
+    if os.path.exists(sys.argv[2]):
+        os.unlink(sys.argv[2])
+    server = Unix(sys.argv[2], Handler)
+else:
+    server = http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[2])), Handler)
+server.serve_forever()
+"#;
+
+#[test]
+fn a_stale_image_is_captured_again_and_rolled_in() {
+    let mut served = Served::new();
+    let text = served.workspace.write("text", "1");
+    let script = served.workspace.write("reader.py", READER);
+    let captured = free_port().to_string();
+    let words = ["capture", "--name", "reader", "--", "/usr/bin/python3"];
+    let words = words.into_iter().chain([&*script, &text, &captured]);
+    served.workspace.run(words);
+    let port = served.port;
+    let site = format!("[site.reader]\nlisten = {port}\nidle = '200ms'\nstandby = 1");
+    served.start_text(&site, 1);
+    served.wait_for_standby();
+    fs::write(&text, "two").unwrap();
+    // One that stands by was restored before.
+    let mut client = Client::connect(port);
+    assert_eq!(client.ask(), "1");
+    let stale = served.wait_for("stale", 1);
+    let findings = &stale[0]["findings"];
+    assert_eq!(findings[0]["code"], "read-changed", "{findings}");
+    served.wait_for("recaptured", 1);
+    // The connection that there is stays, new ones are for the new image.
+    wait_until("the new image", || match served.ask() {
+        answer if answer == "200 two" => Ok(()),
+        answer => Err(answer),
+    });
+    assert_eq!(client.ask(), "1");
+    drop(client);
+    wait_until("the old instances to end", || {
+        let ended = served.events("ended");
+        // That which stood by, and that which served.
+        match ended
+            .iter()
+            .filter(|event| event["cause"] == "image")
+            .count()
+            == 2
+        {
+            true => Ok(()),
+            false => Err(format!("{ended:?}")),
+        }
+    });
+    assert_eq!(served.ask(), "200 two");
+    served.end();
+}
+
+#[test]
+fn an_image_that_fails_twice_is_captured_again() {
+    let mut served = Served::new();
+    served.damage("site");
+    served.start("idle = '100ms'");
+    for number in 1..=3 {
+        assert_eq!(served.ask(), "200 1");
+        served.wait_for("ended", number);
+    }
+    let reasons: Vec<_> = served.events("cold").into_iter().collect();
+    let reasons: Vec<_> = reasons.iter().map(|event| &event["reason"]).collect();
+    let (failed, quarantined) = ("restore-failed", "quarantined");
+    assert_eq!(reasons, [failed, failed, quarantined]);
+    served.wait_for("recaptured", 1);
+    assert_eq!(served.ask(), "200 1");
+    assert_eq!(served.events("cold").len(), 3);
+    served.end();
+}
+
+#[test]
+fn a_site_that_is_told_not_to_is_not_captured_again() {
+    let mut served = Served::new();
+    served.damage("site");
+    served.start("idle = '100ms'\nrecapture = false");
+    for number in 1..=3 {
+        assert_eq!(served.ask(), "200 1");
+        served.wait_for("ended", number);
+    }
+    // As long as the site is up, there is nothing of it but the instance.
+    let mut client = Client::connect(served.port);
+    assert_eq!(client.ask(), "1");
+    let woken = served.wait_for("woken", 4);
+    let phases = woken[3]["phases"].as_array().unwrap();
+    let names: Vec<_> = phases.iter().map(|phase| phase["name"].clone()).collect();
+    assert_eq!(
+        (&woken[3]["how"], &names[..]),
+        (&"cold".into(), &["failed".into(), "cold".into()][..])
+    );
+    let instances = served.workspace.run(["ps", "--json"]);
+    assert!(instances.contains(woken[3]["instance"].as_str().unwrap()));
+    assert!(instances.contains("\"image\":null"), "{instances}");
+    drop(client);
+    served.wait_for("ended", 4);
+    assert!(served.events("recaptured").is_empty() && served.events("not-recaptured").is_empty());
+    served.end();
+}
+
+#[test]
+fn a_server_is_captured_again_beside_its_instance() {
+    let workspace = Workspace::new();
+    let text = workspace.write("text", "1");
+    let script = workspace.write("reader.py", READER);
+    let port = free_port();
+    let socket = workspace.path().join("reader.sock");
+    let (tcp, unix) = (port.to_string(), socket.to_str().unwrap());
+    let url = format!("http://127.0.0.1:{port}/");
+    let warm = ["--at", "warm", "--warmup", &url, "--listener", &tcp];
+    let get = |place: &str| match place == unix {
+        true => ask::Client::HttpOverUnix(socket.clone()).ask(),
+        false => ask::get(port, "/"),
+    };
+    for (place, options) in [(&*tcp, &warm[..]), (unix, &[])] {
+        fs::write(&text, "1").unwrap();
+        let words = ["capture", "--name", "reader"].into_iter();
+        let words = words.chain(options.iter().copied());
+        let command = ["--", "/usr/bin/python3", &script, &text, place];
+        workspace.run(words.chain(command));
+        workspace.run(["restore", "-d", "reader"]);
+        assert_eq!(get(place).unwrap(), "200 1");
+        for again in ["2", "3"] {
+            fs::write(&text, again).unwrap();
+            workspace.run(["recapture", "reader"]);
+            assert_eq!(get(place).unwrap(), "200 1");
+        }
+        workspace.run(["stop", "--all"]);
+        workspace.run(["restore", "-d", "reader"]);
+        assert_eq!(get(place).unwrap(), "200 3");
+        let inspected = workspace.run(["inspect", "reader"]);
+        assert!(inspected.contains(&format!("{place}\n")), "{inspected}");
+        workspace.run(["stop", "--all"]);
+    }
+    let files = fs::read_dir(workspace.path()).unwrap().flatten();
+    let files: Vec<_> = files.map(|file| file.file_name()).collect();
+    let is_aside = |name: &&std::ffi::OsString| name.to_string_lossy().contains("reader.sock.");
+    assert_eq!(files.iter().find(is_aside), None);
+    workspace.assert_clean();
+}
+
+#[test]
+fn what_cannot_be_captured_again_is_refused() {
+    let workspace = Workspace::new();
+    let script = workspace.write("server.py", SERVER);
+    let port = free_port().to_string();
+    let words = ["capture", "--name", "server", "--", "/usr/bin/python3"];
+    workspace.run(words.into_iter().chain([&*script, &port]));
+    workspace.run(["restore", "-d", "server"]);
+    workspace.run(["checkpoint", "--name", "later", "--pid", "server-1"]);
+    for (name, code, complaint) in [
+        ("nobody", 107, "no image is called \"nobody\""),
+        ("later", 2, "later was not captured from its start"),
+    ] {
+        let (_, said) = expect(code, &mut workspace.warmimg(["recapture", name]));
+        assert!(said.contains(complaint), "{said}");
+    }
+    // What it was started by is gone: the image stays.
+    fs::remove_file(&script).unwrap();
+    let (_, said) = expect(102, &mut workspace.warmimg(["recapture", "server"]));
+    assert!(said.contains("ended before"), "{said}");
+    workspace.run(["restore", "-d", "server"]);
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}
