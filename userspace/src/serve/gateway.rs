@@ -352,7 +352,9 @@ impl Gateway {
         let mut found = vec![];
         for instance in instance::list(&folder) {
             match (&instance.record.site, instance.state) {
-                (Some(site), State::Running) if !self.sites.contains_key(site) => {
+                // What has ended is removed by the site; another may have got its name by then.
+                (Some(site), _) if self.sites.contains_key(site) => {}
+                (Some(_), State::Running) => {
                     found.extend(Running::follow(&folder, &instance.record.id));
                 }
                 (Some(_), State::Ended { .. }) => drop(instance.stop(Duration::ZERO).await?),
