@@ -1,23 +1,18 @@
 //! A profile as others read it: Perfetto's own description of its format decides whether a trace is
 //! one.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use serde_json::{Value, json};
 use warmimg::report::profile::{json, perfetto};
 
 use crate::support::{prepared, source};
 
-/// What Perfetto's description of the format makes of the trace of a stored profile.
-fn checked(profile: &str) -> Value {
-    let file = fs::File::open(source(profile)).unwrap();
-    let profile = json::read(std::io::BufReader::new(file)).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let trace = folder.path().join("trace.pftrace");
-    perfetto::write(&profile, fs::File::create(&trace).unwrap()).unwrap();
+/// What Perfetto's description of the format makes of a trace.
+pub fn check_trace(trace: &Path) -> Value {
     let output = Command::new("python3")
         .arg(source("profiles/check_perfetto.py"))
-        .arg(&trace)
+        .arg(trace)
         .env("PYTHONPATH", prepared("perfetto"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()
@@ -25,6 +20,16 @@ fn checked(profile: &str) -> Value {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// What it makes of the trace of a stored profile.
+fn checked(profile: &str) -> Value {
+    let file = fs::File::open(source(profile)).unwrap();
+    let profile = json::read(std::io::BufReader::new(file)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.pftrace");
+    perfetto::write(&profile, fs::File::create(&trace).unwrap()).unwrap();
+    check_trace(&trace)
 }
 
 #[test]

@@ -169,6 +169,12 @@ fn a_site_that_is_told_not_to_is_not_captured_again() {
     let mut client = Client::connect(served.port);
     assert_eq!(client.ask(), "1");
     let woken = served.wait_for("woken", 4);
+    let phases = woken[3]["phases"].as_array().unwrap();
+    let names: Vec<_> = phases.iter().map(|phase| phase["name"].clone()).collect();
+    assert_eq!(
+        (&woken[3]["how"], &names[..]),
+        (&"cold".into(), &["failed".into(), "cold".into()][..])
+    );
     let instances = served.workspace.run(["ps", "--json"]);
     assert!(instances.contains(woken[3]["instance"].as_str().unwrap()));
     assert!(instances.contains("\"image\":null"), "{instances}");

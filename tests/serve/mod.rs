@@ -3,6 +3,8 @@
 mod cold;
 mod flood;
 mod going_on;
+mod operation;
+mod passed;
 mod proxy;
 
 use std::{
@@ -286,7 +288,7 @@ fn instances_come_and_go_with_the_load() {
     drop(clients);
     let ended = served.wait_for("ended", 3);
     assert!(
-        ended.iter().any(|event| event["cause"] == "load"),
+        ended.iter().any(|event| event["cause"] == "calm"),
         "{ended:?}"
     );
     served.end();
@@ -300,7 +302,7 @@ fn an_instance_that_stands_by_goes_on() {
         served.wait_for_standby();
         assert_eq!(served.ask(), "200 1");
         let woken = served.wait_for("woken", round);
-        assert_eq!(woken[round - 1]["was_standing_by"], true);
+        assert_eq!(woken[round - 1]["how"], "standby");
         served.wait_for("ended", round);
     }
     served.wait_for_standby();

@@ -7,6 +7,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use super::{Client, SERVER, Served};
 use crate::support::{ask, free_port};
@@ -48,7 +49,23 @@ fn sites_behind_one_port_are_woken_by_the_host_that_is_asked_for() {
         );
     }
     served.wait_for("ended", 1);
-    assert_eq!(served.events("woken").len(), 1);
+    // The log tells which wake the first waited for, and the others did not.
+    let woken = served.events("woken");
+    assert_eq!(woken.len(), 1);
+    let log = fs::read_to_string(served.log()).unwrap();
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let answered = lines.filter(|line| line["request_id"].is_string() && line["site"] == "site");
+    let wakes: Vec<Value> = answered.map(|line| line["wake"].clone()).collect();
+    assert_eq!(wakes, [woken[0]["id"].clone(), Value::Null]);
+    let top = served.workspace.run(["top"]);
+    let mut row = top
+        .lines()
+        .skip_while(|line| !line.starts_with("BEHIND PROXY"));
+    let row: Vec<&str> = row.nth(1).unwrap().split_whitespace().collect();
+    assert!(top.lines().count() > 5, "{top}");
+    assert_eq!(row, ["broken", "-", "0", "0", "0", "0", "0"], "{top}");
 
     // Its image does not come back: that is told at once, and when to ask again.
     served.damage("broken");

@@ -19,7 +19,10 @@ use hyper::{Request, Uri, body::Bytes, client::conn::http1, header, http::Header
 use hyper_util::rt::TokioIo;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{
+        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, join,
+        split,
+    },
     net::{TcpStream, UnixStream},
 };
 
@@ -263,7 +266,8 @@ async fn ask_http(
     wanted: &target::Request,
     first_byte: &Cell<Option<Instant>>,
 ) -> Result<(Instant, Instant, Option<u16>), AskError> {
-    let stamped = Stamped { stream, first_byte };
+    let (stream, writer) = split(stream);
+    let stamped = join(Stamped { stream, first_byte }, writer);
     let exchange = async {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stamped)).await?;
         let mut request = Request::new(Empty::<Bytes>::new());
@@ -300,9 +304,9 @@ async fn ask_http(
     }
 }
 
-/// A stream that remembers when its first byte was read.
+/// What is read of a stream; remembers when the first byte was.
 struct Stamped<'a> {
-    stream: Box<dyn Connection>,
+    stream: ReadHalf<Box<dyn Connection>>,
     first_byte: &'a Cell<Option<Instant>>,
 }
 
@@ -318,24 +322,6 @@ impl AsyncRead for Stamped<'_> {
             self.first_byte.set(Some(Instant::now()));
         }
         polled
-    }
-}
-
-impl AsyncWrite for Stamped<'_> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -4,12 +4,12 @@
 
 use std::{fs, iter::Sum, ops::Add};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::tree::HostPid;
 
 /// Memory of one process or of several together, in bytes. See proc_pid_smaps(5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// Resident: a page counts in every process that has it.
     #[serde(rename = "rss_bytes")]

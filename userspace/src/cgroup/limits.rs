@@ -26,6 +26,14 @@ pub struct Limits {
     pub memory: Option<Memory>,
 }
 
+impl Limits {
+    /// None of either.
+    pub const MAX: Self = Self {
+        cpus: Some(Cpus::MAX),
+        memory: Some(Memory(None)),
+    };
+}
+
 /// What is set, and what is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {

@@ -465,7 +465,7 @@ impl LimitOptions {
 
 #[derive(Debug, Args)]
 pub struct Limit {
-    /// The instance
+    /// The instance, or a site of `serve`: all instances that it has
     pub instance: String,
     #[command(flatten)]
     pub limits: LimitOptions,

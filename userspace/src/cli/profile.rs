@@ -60,7 +60,7 @@ pub struct Profile {
     #[arg(long)]
     pub user: Option<String>,
     /// Go on running the server
-    #[arg(long, conflicts_with_all = ["runs", "restore"])]
+    #[arg(long, conflicts_with_all = ["runs", "restore", "wake"])]
     pub leave_running: bool,
     /// Instead of a command: restore this image, by its name or the beginning of its digest, and
     /// record until the first response, of its first listener if there is no --url [default: the newest]
@@ -69,6 +69,13 @@ pub struct Profile {
     pub restore: Option<Option<String>>,
     #[command(flatten)]
     pub keys: Keys,
+    /// Instead of a command: show the phases of a wake of `warmimg serve`, by its id [default: the last]
+    #[arg(long, value_name = "ID", num_args = 0..=1, require_equals = true)]
+    #[arg(conflicts_with_all = ["at", "listener", "user", "restore", "runs", "url"])]
+    pub wake: Option<Option<String>>,
+    /// The site of the wake
+    #[arg(long, requires = "wake")]
+    pub site: Option<String>,
     /// How the memory of the image comes back, as of `warmimg restore`
     #[arg(
         long,
@@ -80,7 +87,8 @@ pub struct Profile {
     #[arg(hide_possible_values = true)]
     pub memory: MemoryMode,
     /// The server and its arguments
-    #[arg(required_unless_present = "restore", conflicts_with = "restore")]
+    #[arg(required_unless_present_any = ["restore", "wake"])]
+    #[arg(conflicts_with_all = ["restore", "wake"])]
     #[arg(last = true, value_name = "COMMAND")]
     pub words: Vec<OsString>,
 }

@@ -22,6 +22,9 @@ pub const AFTER_HELP: &str = r#"The file has a table for each site:
   max = 4                  # how many instances it may have [default: 1]
   recapture = true         # capture it again when its image is stale or fails [default: true]
   connections = 100        # from how many each on there is to be another one [default: any]
+  cpus = 0.5               # how much of the processors an instance may use [default: all]
+  busy-cpus = 2            # the same when there are as many as may be, and more connections
+  memory-limit = "512M"    # how much memory an instance may use [default: all]
 
 Sites behind one port need a proxy, which speaks HTTP/1.1, HTTP/2 and TLS:
 
@@ -40,6 +43,12 @@ Sites behind one port need a proxy, which speaks HTTP/1.1, HTTP/2 and TLS:
   health-peers = ["10.0.0.0/8"]  # whatever they ask is answered so
   pass-through = false     # TLS of these hosts is forwarded as it is
 
+What it counts can be read by Prometheus:
+
+  [metrics]
+  listen = "127.0.0.1:9100"  # at /metrics; PORT, ADDRESS:PORT, or the path of a Unix socket
+
+Sockets that a service manager passes (LISTEN_FDS) are taken by the name of the site, or by their address.
 SIGTERM and SIGINT end the gateway and its instances, SIGUSR2 the gateway alone: another one takes over
 its sockets and instances. SIGHUP has it read the configuration again."#;
 

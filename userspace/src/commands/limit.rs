@@ -2,7 +2,6 @@
 
 use super::open_store;
 use crate::{
-    cgroup::{Limits, Request, Reservation, State},
     cli,
     error::Error,
     instance::{self, Instance, InstanceError},
@@ -11,40 +10,28 @@ use crate::{
 
 pub fn run(global: &cli::Global, arguments: &cli::Limit, report: &Report) -> Result<u8, Error> {
     let folder = open_store(global)?.instances();
-    let mut instance = instance::find(&folder, &arguments.instance)?;
-    let limited = limit(&mut instance, &arguments.limits.limits());
-    // Whatever else failed: its group goes with it.
-    if !instance.is_running() {
-        let id = instance.record.id;
-        return Err(InstanceError::Ended { id }.into());
-    }
-    report.limits(&instance.record.id, &limited?)?;
-    Ok(0)
-}
-
-fn limit(instance: &mut Instance, limits: &Limits) -> Result<State, Error> {
-    if *limits != Limits::default() {
-        put_into_group(instance, limits)?;
-    }
-    let Some(group) = &instance.record.group else {
-        return Ok(State::UNLIMITED);
+    let wanted = &arguments.instance;
+    let of_site = |instance: &Instance| {
+        instance.record.site.as_ref() == Some(wanted) && instance.is_running()
     };
-    group.set(limits)?;
-    Ok(group.state()?)
-}
-
-/// Gives an instance that was restored without a group one of its own.
-fn put_into_group(instance: &mut Instance, limits: &Limits) -> Result<(), Error> {
-    if instance.record.group.is_some() || !instance.is_running() {
-        return Ok(());
+    let mut all = instance::list(&folder);
+    let is_named = all.iter().any(|instance| instance.record.id == *wanted);
+    all.retain(|instance| match is_named {
+        true => instance.record.id == *wanted,
+        false => of_site(instance),
+    });
+    if all.is_empty() {
+        // Says which there are.
+        all.push(instance::find(&folder, wanted)?);
     }
-    let mut reservation = Reservation::new(&Request {
-        parent: None,
-        limits: *limits,
-    })?;
-    let record = &instance.record;
-    let group = reservation.gather(record.init, &record.id)?.clone();
-    instance.set_group(group)?;
-    reservation.keep();
-    Ok(())
+    for instance in &mut all {
+        let limited = instance.limit(&arguments.limits.limits());
+        // Whatever else failed: its group goes with it.
+        if !instance.is_running() {
+            let id = instance.record.id.clone();
+            return Err(InstanceError::Ended { id }.into());
+        }
+        report.limits(&instance.record.id, &limited?)?;
+    }
+    Ok(0)
 }

@@ -22,6 +22,7 @@ use crate::{
     report::{Report, profile::json},
     requirements,
     restore::{self, RestoreError},
+    serve::admin::{AdminError, Reply, Request, ask},
     spawn::Command,
     target::Target,
     tree::HostPid,
@@ -37,6 +38,9 @@ pub async fn run(
         let (before, after) = (read(&arguments.before)?, read(&arguments.after)?);
         report.profiles_compared(&diff::compare(&before, &after))?;
         return Ok(0);
+    }
+    if let Some(id) = &arguments.wake {
+        return wake(global, arguments, id.clone(), report).await;
     }
     requirements::check(host::capabilities(), host::is_initial_pid_namespace())?;
     let subject = match &arguments.restore {
@@ -84,6 +88,29 @@ pub async fn run(
             Ok(supervise(&mut sandbox, Some(&mut output), &mut signals).await?)
         }
     }
+}
+
+/// Shows a wake that a gateway knows of.
+async fn wake(
+    global: &cli::Global,
+    arguments: &cli::Profile,
+    id: Option<String>,
+    report: &Report,
+) -> Result<u8, Error> {
+    let site = arguments.site.clone();
+    let reply = ask(&global.store, &Request::Trace { id, site }).await?;
+    let Reply::Trace {
+        gateway,
+        wake: Some(wake),
+    } = reply
+    else {
+        return Err(AdminError::NoWake.into());
+    };
+    let file = arguments.output.as_deref().map(ProfileFile::open);
+    let mut file = file.transpose()?;
+    let file = file.as_mut().map(ProfileFile::fill).transpose()?;
+    report.wake(&wake, gateway, arguments, file)?;
+    Ok(0)
 }
 
 /// The file that a profile is to go to. It is opened before anything runs, so that none is lost to a

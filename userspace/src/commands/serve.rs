@@ -1,6 +1,6 @@
 //! `warmimg serve`, `wake`, `sleep` and `top`
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use tokio::task::LocalSet;
 
@@ -11,7 +11,7 @@ use crate::{
     instance,
     report::Report,
     serve::{
-        Config, Gateway,
+        Config, Gateway, GatewayError, Status, activation,
         admin::{AdminError, Reply, Request, ask},
     },
 };
@@ -28,6 +28,7 @@ pub async fn run(
         report.serve_checked(&arguments.config, &config)?;
         return Ok(0);
     }
+    let passed = activation::passed().map_err(GatewayError::Passed)?;
     let mut signals = Signals::catch()?;
     let teller = report.clone();
     let journal = Box::new(move |event: &_| {
@@ -35,7 +36,7 @@ pub async fn run(
         let _ = teller.serve_event(event);
     });
     let serving = async {
-        let mut gateway = Gateway::start(store, criu, &config, journal).await?;
+        let mut gateway = Gateway::start(store, criu, &config, passed, journal).await?;
         ready();
         let keep = loop {
             let number = tokio::select! {
@@ -98,14 +99,16 @@ fn done(site: &str, reply: Reply) -> Result<Vec<String>, AdminError> {
             site: site.to_owned(),
             reason,
         }),
-        Reply::Sites(_) => Ok(vec![]),
+        Reply::Sites(_) | Reply::Trace { .. } => Ok(vec![]),
     }
 }
 
 pub async fn top(global: &cli::Global, arguments: &cli::Top, report: &Report) -> Result<u8, Error> {
     let store = open_store(global)?;
     let is_live = !arguments.once && report.can_redraw();
+    let mut last: Option<(Instant, Vec<Status>)> = None;
     loop {
+        let asked = Instant::now();
         let sites = match ask(&global.store, &Request::Status).await? {
             Reply::Sites(sites) => sites,
             _ => vec![],
@@ -114,10 +117,12 @@ pub async fn top(global: &cli::Global, arguments: &cli::Top, report: &Report) ->
         let memory: BTreeMap<_, _> = instances
             .filter_map(|instance| Some((instance.record.id.clone(), instance.memory()?)))
             .collect();
-        report.sites(&sites, &memory, is_live)?;
+        let before = last.map(|(time, sites)| (asked - time, sites));
+        report.sites(&sites, &memory, before.as_ref(), is_live)?;
         if !is_live {
             return Ok(0);
         }
+        last = Some((asked, sites));
         tokio::time::sleep(arguments.interval).await;
     }
 }

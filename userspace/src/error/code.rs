@@ -113,9 +113,9 @@ impl Error {
             Self::Program(_) => ExitCode::NoCriu,
             Self::Config(_) => ExitCode::Usage,
             Self::Gateway(error) => gateway_code(error),
-            Self::Admin(AdminError::Unknown { .. } | AdminError::NotRunning { .. }) => {
-                ExitCode::UnknownInstance
-            }
+            Self::Admin(
+                AdminError::Unknown { .. } | AdminError::NotRunning { .. } | AdminError::NoWake,
+            ) => ExitCode::UnknownInstance,
             Self::Admin(AdminError::Refused { .. } | AdminError::Talk { .. }) => ExitCode::Failure,
             Self::Store(error) => store_code(error),
             Self::Archive(error) => archive_code(error),
@@ -299,6 +299,7 @@ fn gateway_code(error: &GatewayError) -> ExitCode {
         | GatewayError::NoPlace { .. }
         | GatewayError::Certificate { .. }
         | GatewayError::Front(FrontError::Refused(_))
+        | GatewayError::Passed(_)
         | GatewayError::Clash { .. } => ExitCode::Usage,
         GatewayError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
             ExitCode::PortTaken

@@ -15,7 +15,7 @@ use crate::{
     cgroup::CgroupError,
     criu::{CriuError, ProgramError},
     encryption::{EncryptionError, KeyError},
-    instance::InstanceError,
+    instance::{InstanceError, LimitError},
     proxy::ProxyError,
     report::profile::json::ReadError,
     requirements::RequirementError,
@@ -126,6 +126,15 @@ pub enum Error {
     Output(#[source] io::Error),
     #[error("nothing to stop: name an instance, or give --all")]
     NothingNamed,
+}
+
+impl From<LimitError> for Error {
+    fn from(error: LimitError) -> Self {
+        match error {
+            LimitError::Instance(error) => error.into(),
+            LimitError::Cgroup(error) => error.into(),
+        }
+    }
 }
 
 impl From<KeyError> for Error {

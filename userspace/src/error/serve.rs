@@ -43,6 +43,9 @@ pub fn admin_hint(error: &AdminError) -> Option<String> {
     match error {
         AdminError::NotRunning { .. } => Some("start one: warmimg serve".into()),
         AdminError::Unknown { sites, .. } => Some(format!("there are: {}", sites.join(", "))),
+        AdminError::NoWake => Some(
+            "it knows its last 1,000; `warmimg serve` tells the id of each behind its line".into(),
+        ),
         AdminError::Talk { .. } | AdminError::Refused { .. } => None,
     }
 }

@@ -12,6 +12,7 @@
 //! The lock is on the folder and shared with init, so the kernel itself tells whether an
 //! instance runs: no pid is trusted that could have been used again.
 
+mod limit;
 mod running;
 
 use std::{
@@ -27,7 +28,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::running::Running;
+pub use self::{limit::LimitError, running::Running};
 use crate::{
     cgroup::Group,
     guard,

@@ -29,7 +29,7 @@ pub(super) fn last_lines(mut log: fs::File) -> io::Result<String> {
 
 /// A detached instance that somebody waits for.
 pub struct Running {
-    instance: Instance,
+    pub(super) instance: Instance,
     init: AsyncFd<OwnedFd>,
     /// Since when it is known to run.
     pub since: Instant,

@@ -158,10 +158,14 @@ pub enum Upstream {
     Unix(PathBuf),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "snake_case", deny_unknown_fields)]
 pub enum State {
     Ready,
+    /// It is being brought up, by the wake with this id.
+    Waking {
+        wake: String,
+    },
     /// It does not come up; it is tried again in so many seconds.
     Failed {
         retry_after_s: u32,
@@ -214,6 +218,8 @@ pub struct Stats {
 pub struct SiteStats {
     /// Answers of 1xx (upgrades), 2xx, 3xx, 4xx and 5xx; 499 counts requests whose client went away.
     pub answers: [u64; 5],
+    /// Requests that were answered with 503 here, as the site failed or too many waited.
+    pub refused: u64,
     /// Requests and tunnels.
     pub in_flight: u64,
     /// Of these, how many wait for their answer to begin.
@@ -224,6 +230,8 @@ pub struct SiteStats {
     /// Time from a request to the first byte of its answer: how many took less than
     /// [`bucket_us`] of their place, and not less than that of the one before.
     pub first_byte: [u64; BUCKETS],
+    /// The sum of these times, in µs.
+    pub first_byte_us: u64,
 }
 
 /// How many buckets the histogram of times has; the last is for all that took longer.

@@ -100,10 +100,17 @@ impl Drop for Record {
         if let Some((log, asked)) = &self.log {
             let in_flight = self.in_flight.as_ref();
             let first_byte = in_flight.and_then(InFlight::first_byte);
+            let wake = in_flight
+                .zip(first_byte)
+                .and_then(|(in_flight, first_byte)| {
+                    let live = &in_flight.site().live;
+                    live.wake(self.begun, self.begun + first_byte)
+                });
             log.write(&Line {
                 time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
                 request_id: format!("{:016x}", self.id),
                 site: in_flight.map(|in_flight| in_flight.site().name.as_str()),
+                wake,
                 peer: asked.peer,
                 method: &asked.method,
                 host: &asked.host,

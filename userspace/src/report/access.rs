@@ -24,6 +24,8 @@ pub struct Line<'a> {
     /// The site gets it as `X-Request-Id`.
     pub request_id: String,
     pub site: Option<&'a str>,
+    /// The wake that it waited for.
+    pub wake: Option<String>,
     pub peer: SocketAddr,
     pub method: &'a str,
     pub host: &'a str,

@@ -42,6 +42,7 @@ use crate::{
     listener::Listener,
     memory::Memory,
     profile::Profile,
+    serve::wakes::Wake,
     store::{Image, Manifest},
     watch::CapturePoint,
 };
@@ -213,23 +214,34 @@ impl Report {
         asked: &cli::Profile,
         file: Option<&mut File>,
     ) -> Result<(), Error> {
+        let form = self.form(asked);
+        let mut text = vec![];
+        profile::write(profiles, form, &mut text).map_err(Error::Output)?;
+        put(&text, asked, file)
+    }
+
+    /// A wake, likewise.
+    pub fn wake(
+        &self,
+        wake: &Wake,
+        gateway: i32,
+        asked: &cli::Profile,
+        file: Option<&mut File>,
+    ) -> Result<(), Error> {
+        match self.form(asked) {
+            Form::Human { .. } => put(serve::phases(wake).as_bytes(), asked, file),
+            _ => self.profiles(&[wake.profile(gateway)], asked, file),
+        }
+    }
+
+    fn form(&self, asked: &cli::Profile) -> Form {
         let default = match (&asked.output, self.json) {
             (Some(path), _) => Format::of(path),
             (None, true) => Format::Json,
             (None, false) => Format::Human,
         };
         let format = asked.format.unwrap_or(default);
-        let form = format.form(asked.critical_path, asked.stacks);
-        match (file, &asked.output) {
-            (Some(file), Some(path)) => {
-                profile::write(profiles, form, file).map_err(exported(path))
-            }
-            _ => {
-                let mut text = vec![];
-                profile::write(profiles, form, &mut text).map_err(Error::Output)?;
-                print(&text)
-            }
-        }
+        format.form(asked.critical_path, asked.stacks)
     }
 
     /// The profile of a capture.
@@ -502,6 +514,14 @@ fn exported(path: &Path) -> impl FnOnce(io::Error) -> Error {
 }
 
 /// Prints rows in columns, the first row being the headings.
+/// Writes a profile to where it was asked for.
+fn put(text: &[u8], asked: &cli::Profile, file: Option<&mut File>) -> Result<(), Error> {
+    match (file, &asked.output) {
+        (Some(file), Some(path)) => file.write_all(text).map_err(exported(path)),
+        _ => print(text),
+    }
+}
+
 fn table<const N: usize>(rows: Vec<[String; N]>) -> Result<(), Error> {
     let mut out = Lines::default();
     columns(rows).lines().for_each(|line| out.add(line));

@@ -4,18 +4,19 @@ use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _},
     path::Path,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use serde_json::{Value, json};
 
-use super::{Bytes, Milliseconds, Report, print, printable, table};
+use super::{Bytes, Lines, Milliseconds, Report, print, printable, table, units::Microseconds};
 use crate::{
     error::Error,
     fit::Finding,
     instance::describe_status,
     memory::Memory,
-    serve::{Cause, Config, Event, Status, What},
+    proxy::plan::SiteStats,
+    serve::{Cause, Config, Event, How, Status, What, wakes::Wake},
 };
 
 impl Cause {
@@ -24,10 +25,21 @@ impl Cause {
             Self::Connection => "a connection waits",
             Self::Asked => "asked to",
             Self::Load => "more connections than it is to have",
+            Self::Calm => "fewer connections than it is to have",
             Self::Idle => "no connection for long enough",
             Self::MaxLife => "it has lived for long enough",
             Self::Image => "there is a new image",
             Self::Removed => "it is served no more",
+        }
+    }
+}
+
+impl How {
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Restored => "is up",
+            Self::StoodBy => "goes on",
+            Self::Cold => "is up, started cold,",
         }
     }
 }
@@ -90,11 +102,12 @@ impl Report {
         !self.json && io::stdout().is_terminal()
     }
 
-    /// How sites do, with the memory of instances by their names.
+    /// How sites do, with the memory of instances by their names. `before` is how long ago they did how, if that is known.
     pub fn sites(
         &self,
         sites: &[Status],
         memory: &BTreeMap<String, Memory>,
+        before: Option<&(Duration, Vec<Status>)>,
         redraw: bool,
     ) -> Result<(), Error> {
         let used = |ids: &[String]| -> Memory {
@@ -149,29 +162,92 @@ impl Report {
                 status.listener.to_string(),
             ]);
         }
-        table(rows)
+        table(rows)?;
+        behind_proxy(sites, before)
     }
+}
+
+/// What the proxy says of the sites that are behind it.
+fn behind_proxy(sites: &[Status], before: Option<&(Duration, Vec<Status>)>) -> Result<(), Error> {
+    let headings = [
+        "BEHIND PROXY",
+        "REQ/S",
+        "ANSWERED",
+        "5XX",
+        "REFUSED",
+        "IN FLIGHT",
+        "WAITING",
+    ];
+    let mut rows = vec![headings.map(str::to_owned)];
+    for status in sites {
+        let Some(stats) = &status.proxy else { continue };
+        let answered = |stats: &SiteStats| stats.answers.iter().sum::<u64>();
+        let rate = before.and_then(|(time, before)| {
+            let before = before.iter().find(|other| other.site == status.site)?;
+            // A proxy that was started again counts from 0.
+            let more = answered(stats).checked_sub(answered(before.proxy.as_ref()?))?;
+            Some(format!("{:.1}", more as f64 / time.as_secs_f64()))
+        });
+        rows.push([
+            status.site.clone(),
+            rate.unwrap_or_else(|| "-".to_owned()),
+            answered(stats).to_string(),
+            stats.answers[4].to_string(),
+            stats.refused.to_string(),
+            stats.in_flight.to_string(),
+            stats.waiting.to_string(),
+        ]);
+    }
+    if rows.len() == 1 {
+        return Ok(());
+    }
+    print(b"\n")?;
+    table(rows)
+}
+
+/// A wake with its phases.
+pub(super) fn phases(wake: &Wake) -> String {
+    let time = |us: u64| format!("{:>11}", Microseconds(us));
+    let mut out = Lines::default();
+    let (site, id, instance) = (&wake.site, &wake.id, &wake.instance);
+    out.add(&format!(
+        "Wake {id} of {site}: {instance} {}, as {}",
+        wake.how.describe(),
+        wake.cause.describe()
+    ));
+    out.add("");
+    for phase in &wake.phases {
+        out.row(&phase.name, &time(phase.length_us));
+    }
+    out.row("total", &time(wake.took_us));
+    out.0
 }
 
 fn describe(what: &What) -> String {
     match what {
         What::Listening { listener } => format!("listens on {listener}"),
         What::Adopted { instance } => format!("{instance} goes on"),
-        What::Woken {
-            instance,
-            cause,
-            was_standing_by,
-            took,
-        } => format!(
-            "{instance} {} {}: {}",
-            if *was_standing_by {
-                "goes on after"
-            } else {
-                "is up after"
-            },
-            Milliseconds(took.as_micros() as u64),
-            cause.describe()
+        What::Woken(wake) => format!(
+            "{} {} after {}: {} ({})",
+            wake.instance,
+            wake.how.describe(),
+            Milliseconds(wake.took_us),
+            wake.cause.describe(),
+            wake.id,
         ),
+        What::Limited {
+            cpus,
+            cause,
+            connections,
+        } => {
+            let cpus = cpus
+                .number()
+                .map_or("all".to_owned(), |number| number.to_string());
+            let cause = cause.describe();
+            format!(
+                "each instance may use {cpus} processors for {connections} connections: {cause}"
+            )
+        }
         What::Ended {
             instance,
             cause,
@@ -199,6 +275,15 @@ fn describe(what: &What) -> String {
             pause.as_secs_f64(),
             printable(error)
         ),
+        What::Unused { listener } => match listener {
+            Some(listener) => format!(
+                "nothing here listens on {listener}, which was passed, and nobody answers there: let it have the \
+                 name of its site (FileDescriptorName=), or listen where the site does"
+            ),
+            None => {
+                "what was passed does not listen, and is not used (Accept=no, ListenStream=)".into()
+            }
+        },
         What::Cold { reason } => {
             let reason = reason.to_string();
             format!("starts cold: {}", printable(&reason))
@@ -226,18 +311,21 @@ fn describe(what: &What) -> String {
 }
 
 fn describe_json(what: &What) -> Value {
-    let ms = |duration: &std::time::Duration| duration.as_secs_f64() * 1e3;
+    let ms = |duration: &Duration| duration.as_secs_f64() * 1e3;
     match what {
         What::Listening { listener } => json!({ "event": "listening", "listener": listener }),
         What::Adopted { instance } => json!({ "event": "adopted", "instance": instance }),
-        What::Woken {
-            instance,
+        What::Woken(wake) => {
+            let mut object = json!(wake);
+            object["event"] = "woken".into();
+            object
+        }
+        What::Limited {
+            cpus,
             cause,
-            was_standing_by,
-            took,
+            connections,
         } => json!({
-            "event": "woken", "instance": instance, "cause": cause,
-            "was_standing_by": was_standing_by, "took_ms": ms(took),
+            "event": "limited", "cpus": cpus.number(), "cause": cause, "connections": connections,
         }),
         What::Ended {
             instance,
@@ -256,6 +344,7 @@ fn describe_json(what: &What) -> Value {
         What::Failed { error, pause } => json!({
             "event": "failed", "error": error, "pause_ms": ms(pause),
         }),
+        What::Unused { listener } => json!({ "event": "unused", "listener": listener }),
         What::Cold { reason } => json!({
             "event": "cold", "reason": reason.code(), "description": reason.to_string(),
         }),

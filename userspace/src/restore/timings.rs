@@ -34,6 +34,9 @@ pub struct Parts {
     pub criu_restoring_us: Option<u64>,
     /// Catching and resuming the tree, until the answer is here.
     pub criu_end_us: Option<u64>,
+    /// Both, where it is not known which of it is which.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub criu_rest_us: Option<u64>,
     /// Until the server listens by itself, if its image is of before that.
     pub listening_us: Option<u64>,
     /// Making the instance known, its limits included.
@@ -60,7 +63,7 @@ pub struct Pages {
 
 impl Parts {
     /// What each part is called, in order, with its time; the total is not among them.
-    pub fn rows(&self) -> [(&'static str, Option<u64>); 13] {
+    pub fn rows(&self) -> [(&'static str, Option<u64>); 14] {
         [
             ("start of warmimg", self.process_us),
             ("image", Some(self.image_us)),
@@ -71,11 +74,24 @@ impl Parts {
             ("CRIU forking", self.criu_forking_us),
             ("CRIU restoring", self.criu_restoring_us),
             ("CRIU end", self.criu_end_us),
+            ("CRIU start and end", self.criu_rest_us),
             ("listening", self.listening_us),
             ("record", Some(self.record_us)),
             ("hooks", Some(self.hooks_us)),
             ("other", Some(self.other_us)),
         ]
+    }
+
+    /// All of CRIU, from when it is seen whether the image fits to its answer.
+    pub fn criu_us(&self) -> u64 {
+        let parts = [
+            self.criu_start_us,
+            self.criu_forking_us,
+            self.criu_restoring_us,
+            self.criu_end_us,
+            self.criu_rest_us,
+        ];
+        parts.into_iter().flatten().sum()
     }
 
     /// Splits the time of CRIU, of which its clock started at `began`.
@@ -85,7 +101,10 @@ impl Parts {
         began: Option<u64>,
         counted: Option<RestoreStatistics>,
     ) {
-        let Some(counted) = counted else { return };
+        let Some(counted) = counted else {
+            self.criu_rest_us = Some(whole);
+            return;
+        };
         self.pages = Pages {
             pages_restored: counted.pages_restored,
             pages_compared: counted.pages_compared,
@@ -95,7 +114,10 @@ impl Parts {
         let forking = counted.forking_us.min(restore);
         self.criu_forking_us = Some(forking);
         self.criu_restoring_us = Some(restore - forking);
-        let Some(began) = began else { return };
+        let Some(began) = began else {
+            self.criu_rest_us = Some(whole - restore);
+            return;
+        };
         // Seen late where all processors are busy.
         let start = began.min(whole - restore);
         self.criu_start_us = Some(start);
@@ -205,6 +227,7 @@ mod tests {
             parts.finish(11_500);
             let found = parts.criu_start_us.zip(parts.criu_end_us);
             assert_eq!((found, sum(&parts)), (start_and_end, 11_500));
+            assert_eq!((parts.criu_us(), parts.other_us), (10_000, 500));
         }
     }
 

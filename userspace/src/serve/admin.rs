@@ -1,7 +1,6 @@
 //! The socket by which other commands speak to a gateway: a line of JSON each way per connection.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -12,10 +11,14 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
-    sync::{mpsc::UnboundedSender, oneshot},
+    sync::oneshot,
 };
 
-use super::site::{Order, Status};
+use super::{
+    overview::Overview,
+    site::{Order, Status},
+    wakes::Wake,
+};
 
 /// The socket in the gateway's folder.
 const SOCKET: &str = "admin.sock";
@@ -40,6 +43,8 @@ pub enum AdminError {
     Unknown { wanted: String, sites: Vec<String> },
     #[error("{site}: {reason}")]
     Refused { site: String, reason: String },
+    #[error("the gateway knows of no such wake")]
+    NoWake,
 }
 
 /// What a gateway is asked for.
@@ -49,6 +54,11 @@ pub enum Request {
     Wake(String),
     Sleep(String),
     Status,
+    /// What it knows of a wake: the one with this id, else the last.
+    Trace {
+        id: Option<String>,
+        site: Option<String>,
+    },
 }
 
 /// What it answers.
@@ -62,10 +72,12 @@ pub enum Reply {
         sites: Vec<String>,
     },
     Sites(Vec<Status>),
+    Trace {
+        /// The pid of the gateway.
+        gateway: i32,
+        wake: Option<Box<Wake>>,
+    },
 }
-
-/// Where sites take orders, by their names.
-pub type Sites = BTreeMap<String, UnboundedSender<Order>>;
 
 /// The listening end.
 pub struct Admin(UnixListener);
@@ -97,13 +109,13 @@ impl Admin {
 }
 
 /// Answers somebody.
-pub async fn answer(mut stream: UnixStream, sites: Sites) {
+pub async fn answer(mut stream: UnixStream, overview: Overview) {
     let asked = tokio::time::timeout(ASK_LIMIT, read_line(&mut stream)).await;
     let Ok(Ok(line)) = asked else {
         return;
     };
     let reply = match serde_json::from_str(&line) {
-        Ok(request) => carry_out(request, &sites).await,
+        Ok(request) => carry_out(request, &overview).await,
         Err(error) => Reply::Refused(error.to_string()),
     };
     if let Ok(mut line) = serde_json::to_vec(&reply) {
@@ -112,9 +124,17 @@ pub async fn answer(mut stream: UnixStream, sites: Sites) {
     }
 }
 
-async fn carry_out(request: Request, sites: &Sites) -> Reply {
+async fn carry_out(request: Request, overview: &Overview) -> Reply {
     let (name, order, answer) = match request {
-        Request::Status => return Reply::Sites(statuses(sites).await),
+        Request::Status => return Reply::Sites(statuses(overview).await),
+        Request::Trace { id, site } => {
+            let wakes = overview.shared.wakes.borrow();
+            let wake = wakes.find(id.as_deref(), site.as_deref()).cloned();
+            return Reply::Trace {
+                gateway: std::process::id() as i32,
+                wake: wake.map(Box::new),
+            };
+        }
         Request::Wake(name) => {
             let (sender, answer) = oneshot::channel();
             (name, Order::Wake(sender), answer)
@@ -124,9 +144,9 @@ async fn carry_out(request: Request, sites: &Sites) -> Reply {
             (name, Order::Sleep(sender), answer)
         }
     };
-    let Some(site) = sites.get(&name) else {
+    let Some(site) = overview.sites.get(&name) else {
         return Reply::Unknown {
-            sites: sites.keys().cloned().collect(),
+            sites: overview.sites.keys().cloned().collect(),
         };
     };
     let _ = site.send(order);
@@ -137,16 +157,14 @@ async fn carry_out(request: Request, sites: &Sites) -> Reply {
     }
 }
 
-/// What there is to say of all sites.
-pub async fn statuses(sites: &Sites) -> Vec<Status> {
-    let asked = sites.values().map(|site| {
-        let (sender, answer) = oneshot::channel();
-        let _ = site.send(Order::Describe(sender));
-        answer
-    });
-    let asked: Vec<_> = asked.collect();
-    let answers = futures_util::future::join_all(asked).await;
-    answers.into_iter().flatten().collect()
+/// How the sites do, and what the proxy says of them.
+async fn statuses(overview: &Overview) -> Vec<Status> {
+    let (mut statuses, stats) = tokio::join!(overview.statuses(ANSWER_LIMIT), overview.proxy());
+    let mut stats = stats.unwrap_or_default();
+    for status in &mut statuses {
+        status.proxy = stats.sites.remove(&status.site);
+    }
+    statuses
 }
 
 async fn read_line(stream: &mut UnixStream) -> io::Result<String> {

@@ -48,6 +48,8 @@ pub enum GatewayError {
     },
     #[error("cannot read the image of {site}")]
     Edit { site: String, source: EditError },
+    #[error("cannot take the sockets that were passed by LISTEN_FDS")]
+    Passed(#[source] io::Error),
     #[error("another gateway serves from the store already (it has locked {})", .0.display())]
     Runs(PathBuf),
     #[error("cannot use the folder {}", .path.display())]

@@ -3,6 +3,8 @@
 //! All share one listening socket. One that stands still accepts nothing; so an instance that stands still
 //! and has accepted nothing can be ended without anybody noticing.
 
+mod scale;
+
 use std::{
     os::fd::AsFd as _,
     rc::Rc,
@@ -15,12 +17,14 @@ use super::{
     accepted,
     cold::Cold,
     config, drain,
-    gateway::Shared,
-    journal::{Cause, What},
+    journal::{Cause, How, What},
+    shared::Shared,
     site::Status,
     socket::Socket,
+    wakes::Waking,
 };
 use crate::{
+    cgroup,
     cold::{ColdReason, PROBATION},
     doctor::chain,
     fit::{Allowed, Finding},
@@ -64,6 +68,8 @@ pub struct Fleet {
     ending: JoinSet<()>,
     /// When it was last seen to have a connection.
     seen: Option<Instant>,
+    /// There are more connections than all instances that there may be are to have.
+    is_busy: bool,
 }
 
 impl Fleet {
@@ -88,6 +94,7 @@ impl Fleet {
             leaving: vec![],
             ending: JoinSet::new(),
             seen: None,
+            is_busy: false,
         }
     }
 
@@ -101,10 +108,11 @@ impl Fleet {
     }
 
     /// Goes on with an instance that was brought up by another gateway.
-    pub fn adopt(&mut self, running: Running) {
+    pub fn adopt(&mut self, mut running: Running) {
         self.tell(What::Adopted {
             instance: running.record().id.clone(),
         });
+        self.limit(&mut running);
         go_on(&running);
         self.serving.push(running);
     }
@@ -123,34 +131,41 @@ impl Fleet {
         !self.leaving.is_empty()
     }
 
-    /// Brings up one more instance: one that stands by, or a restored one.
+    /// Begins to bring up one more instance.
+    pub fn wake(&mut self, cause: Cause) -> Waking {
+        self.is_busy &= !self.is_asleep();
+        let waking = self.shared.wake(&self.name, cause);
+        if self.is_asleep() {
+            let wake = waking.id().to_owned();
+            self.set_state(State::Waking { wake });
+        }
+        waking
+    }
+
+    /// Brings it up: one that stands by, or a restored one.
     ///
     /// # Errors
     /// Why it is to be started cold.
-    pub async fn bring_up(&mut self, cause: Cause) -> Result<(), ColdReason> {
-        let begun = Instant::now();
-        let stood_by = self.standing_by.pop();
-        let was_standing_by = stood_by.is_some();
-        let mut running = match stood_by {
-            Some(running) => {
-                go_on(&running);
-                running
+    pub async fn bring_up(&mut self, waking: &mut Waking) -> Result<(How, Running), ColdReason> {
+        if let Some(mut running) = self.standing_by.pop() {
+            if self.is_busy {
+                self.limit(&mut running);
             }
-            None => self.restore().await?,
-        };
-        running.since = Instant::now();
-        self.serve(running, cause, was_standing_by, begun.elapsed());
-        Ok(())
+            go_on(&running);
+            waking.lap("thaw");
+            return Ok((How::StoodBy, running));
+        }
+        let restored = self.restore(waking).await;
+        restored.map(|running| (How::Restored, running))
     }
 
-    /// Has an instance serve from now on.
-    pub fn serve(&mut self, running: Running, cause: Cause, was_standing_by: bool, took: Duration) {
-        self.tell(What::Woken {
-            instance: running.record().id.clone(),
-            cause,
-            was_standing_by,
-            took,
-        });
+    /// Has it serve from now on.
+    pub fn serve(&mut self, waking: Waking, how: How, mut running: Running) {
+        if self.is_asleep() {
+            self.set_state(State::Ready);
+        }
+        running.since = Instant::now();
+        self.tell(What::Woken(waking.end(how, &running.record().id)));
         self.serving.push(running);
     }
 
@@ -171,15 +186,15 @@ impl Fleet {
     /// Why the image cannot be restored.
     pub async fn stand_by(&mut self) -> Result<(), ColdReason> {
         while self.lacks_standby() {
-            let begun = Instant::now();
-            let running = self.restore().await?;
+            let mut waking = self.shared.wake(&self.name, Cause::Connection);
+            let running = self.restore(&mut waking).await?;
             if self.stand_still(&running).await.unwrap_or(false) {
                 self.standing_by.push(running);
                 continue;
             }
             // It has accepted a connection before it could be stopped.
             go_on(&running);
-            self.serve(running, Cause::Connection, false, begun.elapsed());
+            self.serve(waking, How::Restored, running);
         }
         Ok(())
     }
@@ -196,13 +211,18 @@ impl Fleet {
         }
     }
 
-    async fn restore(&mut self) -> Result<Running, ColdReason> {
+    async fn restore(&mut self, waking: &mut Waking) -> Result<Running, ColdReason> {
         let image = self.image()?;
-        let restored = self.restore_image(&image).await;
+        waking.lap("image");
+        let restored = self.restore_image(&image, waking).await;
         restored.map_err(|error| ColdReason::of_restore(&self.shared.store, &image, error))
     }
 
-    async fn restore_image(&self, image: &Image) -> Result<Running, RestoreError> {
+    async fn restore_image(
+        &self,
+        image: &Image,
+        waking: &mut Waking,
+    ) -> Result<Running, RestoreError> {
         let shared = &self.shared;
         let options = restore::Options {
             detached: true,
@@ -214,12 +234,19 @@ impl Fleet {
             }],
             hook_limit: HOOK_LIMIT,
             site: Some(self.name.clone()),
+            group: self.limits().map(|limits| cgroup::Request {
+                parent: None,
+                limits,
+            }),
             ..restore::Options::default()
         };
         let restored = restore::restore(&shared.store, &shared.criu, image, &options).await?;
+        waking.restored(&restored.timings.parts);
         let id = restored.record.id.clone();
         restored.detach().await?;
-        Ok(Running::follow(&shared.store.instances(), &id)?)
+        let running = Running::follow(&shared.store.instances(), &id)?;
+        waking.lap("detach");
+        Ok(running)
     }
 
     /// By what the image may be stale.
@@ -416,6 +443,7 @@ impl Fleet {
             taken: counted.taken,
             wakes: 0,
             failures: 0,
+            proxy: None,
         }
     }
 
@@ -474,24 +502,6 @@ impl Fleet {
             .then(|| self.shared.instant(counted.changed_ns));
         let woken = self.serving.iter().map(|running| running.since).max();
         (0, [woken, changed, self.seen].into_iter().flatten().max())
-    }
-
-    /// From how many connections on there is to be another instance.
-    pub fn most(&self) -> i64 {
-        let count = self.serving.len() as u32;
-        match self.config.connections {
-            Some(each) if count < self.config.max => i64::from(each) * i64::from(count),
-            _ => i64::MAX,
-        }
-    }
-
-    /// With how many connections there is to be one instance less: not so many that there would be another
-    /// one again at once.
-    pub fn fewest(&self) -> i64 {
-        let others = self.serving.len().saturating_sub(1) as i64;
-        self.config
-            .connections
-            .map_or(0, |each| i64::from(each) * others * 3 / 4)
     }
 
     /// Whether fewer stand by than are to.

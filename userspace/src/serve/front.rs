@@ -5,7 +5,7 @@
 //! without it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
@@ -16,13 +16,14 @@ use std::{
 };
 
 use rustix::process::{Signal, pidfd_send_signal};
+use tokio::sync::oneshot;
 
 use super::socket::Socket;
 use crate::{
     listener::Listener,
     proxy::{
         control::{Control, ControlError},
-        plan::{MOST_SOCKETS, Notice, Order, Plan, State},
+        plan::{MOST_SOCKETS, Notice, Order, Plan, State, Stats},
     },
     sys,
 };
@@ -56,6 +57,8 @@ pub struct Front {
     /// The numbers that its sockets have.
     numbers: BTreeMap<Listener, u32>,
     next: u32,
+    /// Those who wait for its figures, in the order in which it was asked.
+    asked: VecDeque<oneshot::Sender<Stats>>,
 }
 
 impl Front {
@@ -76,6 +79,7 @@ impl Front {
             control: Control::new(ours.into()).map_err(FrontError::Start)?,
             numbers: BTreeMap::new(),
             next: 0,
+            asked: VecDeque::new(),
         })
     }
 
@@ -118,7 +122,7 @@ impl Front {
         self.control.send(&Order::Plan(Box::new(plan)), &[]).await?;
         let answer = async {
             loop {
-                match self.control.receive().await? {
+                match self.notice().await? {
                     None => return Err(FrontError::Gone),
                     Some(Notice::Ready) => return Ok(()),
                     Some(Notice::Refused { reason }) => return Err(FrontError::Refused(reason)),
@@ -141,9 +145,33 @@ impl Front {
             .await?)
     }
 
-    /// Waits until it has ended. Can be cancelled.
+    /// Asks for its figures.
+    ///
+    /// # Errors
+    /// [`FrontError::Control`].
+    pub async fn ask(&mut self, answer: oneshot::Sender<Stats>) -> Result<(), FrontError> {
+        self.control.send(&Order::Stats, &[]).await?;
+        self.asked.push_back(answer);
+        Ok(())
+    }
+
+    /// Passes on its figures until it has ended. Can be cancelled.
     pub async fn ended(&mut self) {
-        while let Ok(Some(_)) = self.control.receive::<Notice>().await {}
+        while let Ok(Some(_)) = self.notice().await {}
+    }
+
+    /// The next that it tells; its figures go to who has asked for them.
+    async fn notice(&mut self) -> Result<Option<Notice>, ControlError> {
+        loop {
+            match self.control.receive().await? {
+                Some(Notice::Stats(stats)) => {
+                    let answer = self.asked.pop_front();
+                    // He may have gone away.
+                    let _ = answer.map(|answer| answer.send(*stats));
+                }
+                notice => return Ok(notice),
+            }
+        }
     }
 
     /// Lets it finish what is in flight, and ends it.

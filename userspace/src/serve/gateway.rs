@@ -1,30 +1,36 @@
 //! All sites together: what they share, and who tells them what to do.
 
 use std::{
-    cell::RefCell,
     collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     rc::Rc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        oneshot,
+    },
     task::JoinHandle,
 };
 
 use super::{
+    activation::Passed,
     admin::{self, Admin},
-    config::{self, Config, Proxy},
+    config::{self, Config, Metrics, Proxy},
     error::GatewayError,
     fleet::Fleet,
     front::Front,
     journal::{Event, What},
     keeper::{Keeper, Kept},
-    places::{Place, is_any_port, places},
+    metrics,
+    overview::Overview,
+    places::{METRICS, Place, places},
+    shared::Shared,
     site::{Order, Site},
     socket::Socket,
 };
@@ -32,20 +38,16 @@ use crate::{
     criu::Program,
     doctor::chain,
     edit::SocketTraits,
-    host::Clocks,
     instance::{self, Running, State},
     listener::Listener,
     private,
     proxy::{
-        plan::{Plan, State as SiteState},
+        plan::{Plan, State as SiteState, Stats},
         raise_files,
     },
     store::Store,
     sys::bpf,
-    watch::{
-        WatchError,
-        connections::{Bounds, Connections, Counter, Told},
-    },
+    watch::connections::{Counter, Told},
 };
 
 /// What the proxy is called beside the names of sites.
@@ -61,60 +63,6 @@ const DOOR: SocketTraits = SocketTraits {
 
 /// How long after its end the proxy is started again.
 const FRONT_PAUSE: Duration = Duration::from_millis(200);
-
-/// What all sites need.
-pub struct Shared {
-    pub store: Store,
-    pub criu: Program,
-    counter: RefCell<Counter>,
-    states: UnboundedSender<(String, SiteState)>,
-    journal: Box<dyn Fn(&Event)>,
-    /// The same moment by both clocks.
-    began: (Instant, u64),
-}
-
-impl Shared {
-    /// Tells what has happened to a site.
-    pub fn tell(&self, site: &str, what: What) {
-        (self.journal)(&Event {
-            site: site.to_owned(),
-            what,
-        });
-    }
-
-    /// Lets the proxy know how a site is.
-    pub fn set_state(&self, site: &str, state: SiteState) {
-        let _ = self.states.send((site.to_owned(), state));
-    }
-
-    /// The connections of a listener. If bounds are given, the kernel tells once when they leave them.
-    ///
-    /// # Errors
-    /// See [`WatchError`].
-    pub fn connections(
-        &self,
-        number: u32,
-        bounds: Option<Bounds>,
-    ) -> Result<Connections, WatchError> {
-        let mut counter = self.counter.borrow_mut();
-        match bounds {
-            Some(bounds) => counter.bound(number, bounds),
-            None => counter.of(number),
-        }
-    }
-
-    /// A time of the kernel's monotonic clock.
-    pub fn instant(&self, ns: u64) -> Instant {
-        let (began, began_ns) = self.began;
-        let since = Duration::from_nanos(ns.abs_diff(began_ns));
-        let before = || began.checked_sub(since).unwrap_or(began);
-        if ns > began_ns {
-            began + since
-        } else {
-            before()
-        }
-    }
-}
 
 struct Handle {
     place: Place,
@@ -150,6 +98,11 @@ pub struct Gateway {
     plan: Plan,
     admin: Admin,
     states: UnboundedReceiver<(String, SiteState)>,
+    /// Who asks for the figures of the proxy.
+    asking: UnboundedSender<oneshot::Sender<Stats>>,
+    asked: UnboundedReceiver<oneshot::Sender<Stats>>,
+    /// Where metrics are read, if they are.
+    metrics: Option<metrics::Door>,
     folder: PathBuf,
     /// Only one gateway serves from a store.
     _lock: fs::File,
@@ -157,7 +110,8 @@ pub struct Gateway {
 
 impl Gateway {
     /// Serves the sites of a configuration, from within a set of local tasks. What was restored for
-    /// them by a gateway that is gone goes on.
+    /// them by a gateway that is gone goes on; what was passed to this process is taken in place of
+    /// sockets of its own.
     ///
     /// # Errors
     /// See [`GatewayError`]; nothing is served then.
@@ -165,6 +119,7 @@ impl Gateway {
         store: Store,
         criu: Program,
         config: &Config,
+        passed: Passed,
         journal: Box<dyn Fn(&Event)>,
     ) -> Result<Self, GatewayError> {
         let places = places(&store, config)?;
@@ -182,14 +137,8 @@ impl Gateway {
             tracing::debug!("forks copy the ring: {error}");
         }
         let (states_sender, states) = unbounded_channel();
-        let shared = Rc::new(Shared {
-            store,
-            criu,
-            states: states_sender,
-            counter: RefCell::new(counter),
-            journal,
-            began: (Instant::now(), Clocks::now().monotonic_ns),
-        });
+        let (asking, asked) = unbounded_channel();
+        let shared = Rc::new(Shared::new(store, criu, counter, states_sender, journal));
         let mut gateway = Self {
             shared,
             told,
@@ -200,11 +149,26 @@ impl Gateway {
             plan: Plan::default(),
             admin,
             states,
+            asking,
+            asked,
+            metrics: None,
             folder,
             _lock: lock,
         };
-        let kept = Keeper::take_over(&gateway.folder);
-        gateway.serve(config, places, kept).await?;
+        let mut kept = passed.sockets;
+        kept.extend(Keeper::take_over(&gateway.folder));
+        gateway.serve(config, places, &mut kept).await?;
+        let unused = kept.iter().filter(|kept| kept.is_passed);
+        let unused = unused.map(|kept| (&kept.name, Some(&kept.listener)));
+        let unfit = passed.unfit.iter().map(|name| (name, None));
+        for (name, listener) in unused.chain(unfit) {
+            gateway.shared.tell(
+                name,
+                What::Unused {
+                    listener: listener.cloned(),
+                },
+            );
+        }
         Ok(gateway)
     }
 
@@ -224,21 +188,21 @@ impl Gateway {
     /// See [`GatewayError`]; all goes on as before then.
     pub async fn configure(&mut self, config: &Config) -> Result<(), GatewayError> {
         let places = places(&self.shared.store, config)?;
-        self.serve(config, places, vec![]).await
+        self.serve(config, places, &mut vec![]).await
     }
 
     async fn serve(
         &mut self,
         config: &Config,
         places: BTreeMap<String, Place>,
-        mut kept: Vec<Kept>,
+        kept: &mut Vec<Kept>,
     ) -> Result<(), GatewayError> {
         // First what can fail.
         let mut sockets = BTreeMap::new();
         for (name, place) in &places {
             let goes_on = |site: &Handle| site.place == *place;
             if !self.sites.get(name).is_some_and(goes_on) {
-                let socket = self.socket(name, &place.new, &place.traits, &mut kept)?;
+                let socket = self.socket(name, &place.new, &place.traits, kept)?;
                 sockets.insert(name.clone(), socket);
             }
         }
@@ -249,10 +213,11 @@ impl Gateway {
             let open = open.find(|door| door.listener == listener);
             let door = match open {
                 Some(door) => door.clone(),
-                None => self.socket(PROXY, &listener, &DOOR, &mut kept)?,
+                None => self.socket(PROXY, &listener, &DOOR, kept)?,
             };
             doors.push(door);
         }
+        let metrics = self.metrics_door(config, kept)?;
         let is_gone = |name: &String| !places.contains_key(name) || sockets.contains_key(name);
         let stays = self.sites.iter().filter(|(name, _)| !is_gone(name));
         let stays = stays.map(|(name, site)| (name.clone(), site.socket.clone()));
@@ -263,6 +228,7 @@ impl Gateway {
         let keeper = Keeper::start(&self.folder, &all).map_err(GatewayError::Keeper)?;
         self.keeper = Some(keeper);
         self.doors = doors;
+        self.metrics = metrics;
 
         let gone: Vec<String> = self
             .sites
@@ -315,16 +281,11 @@ impl Gateway {
             .map(|site| &site.socket)
             .chain(&self.doors);
         let held = held.find(|socket| socket.listener == *listener);
-        let is_meant = |kept: &Kept| {
-            kept.listener == *listener || (is_any_port(listener) && kept.name == name)
-        };
-        let is_kept = kept.iter().position(is_meant);
+        let is_kept = kept.iter().position(|kept| kept.is_for(name, listener));
         let socket = match (held, is_kept) {
             (Some(held), _) => held.again(traits),
-            (None, Some(number)) => {
-                let kept = kept.swap_remove(number);
-                Socket::with(kept.listener, kept.descriptor, traits)
-            }
+            // Those that were passed come first.
+            (None, Some(number)) => Socket::kept(kept.remove(number), traits),
             (None, None) => Socket::bind(listener, traits),
         };
         socket.map(Rc::new).map_err(|source| GatewayError::Listen {
@@ -332,6 +293,29 @@ impl Gateway {
             listener: listener.clone(),
             source,
         })
+    }
+
+    /// Where metrics are to be read: where they are, or anew.
+    fn metrics_door(
+        &self,
+        config: &Config,
+        kept: &mut Vec<Kept>,
+    ) -> Result<Option<metrics::Door>, GatewayError> {
+        let Some(listener) = config.metrics.as_ref().map(Metrics::listener) else {
+            return Ok(None);
+        };
+        let open = self.metrics.as_ref().map(|door| door.socket.clone());
+        let socket = match open.filter(|socket| socket.listener == listener) {
+            Some(socket) => socket,
+            None => self.socket(METRICS, &listener, &DOOR, kept)?,
+        };
+        let door = metrics::Door::open(socket);
+        let door = door.map_err(|source| GatewayError::Listen {
+            site: METRICS.to_owned(),
+            listener,
+            source,
+        })?;
+        Ok(Some(door))
     }
 
     /// Has the proxy stand before these sites, if there is to be one.
@@ -378,7 +362,9 @@ impl Gateway {
         let mut found = vec![];
         for instance in instance::list(&folder) {
             match (&instance.record.site, instance.state) {
-                (Some(site), State::Running) if !self.sites.contains_key(site) => {
+                // What has ended is removed by the site; another may have got its name by then.
+                (Some(site), _) if self.sites.contains_key(site) => {}
+                (Some(_), State::Running) => {
                     found.extend(Running::follow(&folder, &instance.record.id));
                 }
                 (Some(_), State::Ended { .. }) => drop(instance.stop(Duration::ZERO).await?),
@@ -434,6 +420,12 @@ impl Gateway {
                     None => std::future::pending().await,
                 }
             };
+            let reader = async {
+                match &self.metrics {
+                    Some(door) => door.accept().await,
+                    None => std::future::pending().await,
+                }
+            };
             let left = tokio::select! {
                 left = self.told.next() => match left {
                     Ok(left) => left,
@@ -452,10 +444,18 @@ impl Gateway {
                     }
                     continue;
                 }
+                Some(answer) = self.asked.recv() => {
+                    if let Some(front) = &mut self.front {
+                        let _ = front.ask(answer).await;
+                    }
+                    continue;
+                }
+                reader = reader => {
+                    tokio::task::spawn_local(metrics::answer(reader, self.overview()));
+                    continue;
+                }
                 stream = self.admin.accept() => {
-                    let sites = self.sites.iter();
-                    let sites = sites.map(|(name, site)| (name.clone(), site.orders.clone()));
-                    tokio::task::spawn_local(admin::answer(stream, sites.collect()));
+                    tokio::task::spawn_local(admin::answer(stream, self.overview()));
                     continue;
                 }
             };
@@ -463,6 +463,16 @@ impl Gateway {
             if let Some(site) = self.sites.values().find(meant) {
                 let _ = site.orders.send(Order::Counted);
             }
+        }
+    }
+
+    fn overview(&self) -> Overview {
+        let sites = self.sites.iter();
+        let sites = sites.map(|(name, site)| (name.clone(), site.orders.clone()));
+        Overview {
+            shared: self.shared.clone(),
+            sites: sites.collect(),
+            stats: self.asking.clone(),
         }
     }
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::{cold::ColdReason, fit::Finding, listener::Listener};
+use super::wakes::Wake;
+use crate::{cgroup::Cpus, cold::ColdReason, fit::Finding, listener::Listener};
 
 /// Something that happened to a site.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub struct Event {
 }
 
 /// Why an instance is brought up or ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// A connection waits.
@@ -23,6 +24,8 @@ pub enum Cause {
     Asked,
     /// There are more connections than the instances are to have.
     Load,
+    /// There are fewer connections than the instances are to have.
+    Calm,
     /// It has been without a connection for long enough.
     Idle,
     /// It has lived for long enough.
@@ -33,6 +36,19 @@ pub enum Cause {
     Removed,
 }
 
+/// How an instance came up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// From its image.
+    Restored,
+    /// It was there already, and stood still.
+    #[serde(rename = "standby")]
+    StoodBy,
+    /// Without its image.
+    Cold,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
@@ -41,12 +57,13 @@ pub enum What {
     /// An instance that ran before is in its place again.
     Adopted { instance: String },
     /// An instance serves from now on.
-    Woken {
-        instance: String,
+    Woken(Wake),
+    /// The instances that serve may use so much of the processors from now on.
+    Limited {
+        cpus: Cpus,
         cause: Cause,
-        /// It was there already, and stood still.
-        was_standing_by: bool,
-        took: Duration,
+        /// How many the site has.
+        connections: i64,
     },
     /// An instance was ended.
     Ended {
@@ -69,6 +86,8 @@ pub enum What {
         /// Until it is tried again.
         pause: Duration,
     },
+    /// A socket of this name was passed that nothing here is to listen on; none if it does not listen.
+    Unused { listener: Option<Listener> },
     /// Its image cannot be restored, so that its server is started cold.
     Cold { reason: ColdReason },
     /// Its image may be stale; a new one is made.

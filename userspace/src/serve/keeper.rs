@@ -5,7 +5,7 @@
 //! a file; that it still runs is told by its lock on that file.
 
 use std::{
-    fs, io,
+    fs, io, mem,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     rc::Rc,
@@ -19,7 +19,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::socket::Socket;
+use super::{places::is_any_port, socket::Socket};
 use crate::{listener::Listener, private, store::is_free, sys};
 
 const RECORD: &str = "keeper.json";
@@ -33,12 +33,23 @@ struct Record {
     sockets: Vec<(String, Listener)>,
 }
 
-/// A socket of a gateway that is gone.
+/// A socket that listens already: of a gateway that is gone, or passed by a service manager.
 pub struct Kept {
     /// What it is for.
     pub name: String,
     pub listener: Listener,
     pub descriptor: OwnedFd,
+    /// The service manager has it too.
+    pub is_passed: bool,
+}
+
+impl Kept {
+    /// Whether it is meant for what has this name, and is to listen there.
+    pub fn is_for(&self, name: &str, listener: &Listener) -> bool {
+        let is_alike = mem::discriminant(&self.listener) == mem::discriminant(listener);
+        let is_free = is_any_port(listener) || (self.is_passed && is_alike);
+        self.listener == *listener || (self.name == name && is_free)
+    }
 }
 
 /// A process that holds sockets. It ends when this is dropped, unless it is [left](Keeper::leave).
@@ -108,6 +119,7 @@ impl Keeper {
                 name,
                 listener,
                 descriptor: descriptor.ok()?,
+                is_passed: false,
             })
         });
         let sockets: Vec<_> = sockets.collect();
@@ -118,7 +130,7 @@ impl Keeper {
 
     /// Lets it go on without this gateway.
     pub fn leave(self) {
-        std::mem::forget(self);
+        mem::forget(self);
     }
 }
 

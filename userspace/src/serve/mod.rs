@@ -14,6 +14,7 @@
 //! to end by itself is over. A site is brought up once, however many ask.
 
 mod accepted;
+pub mod activation;
 pub mod admin;
 mod cold;
 pub mod config;
@@ -24,16 +25,21 @@ mod front;
 mod gateway;
 mod journal;
 mod keeper;
+mod metrics;
+mod overview;
 mod places;
 mod recapture;
+mod shared;
 mod site;
 pub mod socket;
+mod trace;
+pub mod wakes;
 
 pub use self::{
     config::{Config, ConfigError},
     error::GatewayError,
     front::FrontError,
     gateway::Gateway,
-    journal::{Cause, Event, What},
+    journal::{Cause, Event, How, What},
     site::Status,
 };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    config::{self, Config},
+    config::{self, Config, Metrics},
     error::GatewayError,
 };
 use crate::{
@@ -15,6 +15,9 @@ use crate::{
     listener::{Listener, Publish, Wanted, choose},
     store::Store,
 };
+
+/// What the socket for metrics is called beside the names of sites.
+pub const METRICS: &str = "metrics";
 
 /// Where a site listens, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +45,17 @@ pub fn places(store: &Store, config: &Config) -> Result<BTreeMap<String, Place>,
             });
         }
         places.insert(name.clone(), place);
+    }
+    if let Some(listener) = config.metrics.as_ref().map(Metrics::listener)
+        && let Some((name, _)) = places
+            .iter()
+            .find(|(_, place)| place.new.clashes_with(&listener))
+    {
+        return Err(GatewayError::Clash {
+            first: name.clone(),
+            second: METRICS.to_owned(),
+            listener,
+        });
     }
     Ok(places)
 }

@@ -15,15 +15,16 @@ use super::{
     cold::ColdError,
     config::Site as Config,
     fleet::Fleet,
-    journal::{Cause, What},
+    journal::{Cause, How, What},
     recapture::Recaptures,
+    wakes::Waking,
 };
 use crate::{
     cold::{ColdReason, PROBATION},
     doctor::chain,
     instance::Running,
     listener::Listener,
-    proxy::plan::State,
+    proxy::plan::{SiteStats, State},
 };
 
 /// How long a site that cannot be brought up is left alone, at first and at most.
@@ -80,6 +81,8 @@ pub struct Status {
     pub wakes: u64,
     /// How often that failed, one time after the other, until now.
     pub failures: u32,
+    /// What the proxy has counted, if it is before the site.
+    pub proxy: Option<SiteStats>,
 }
 
 /// A site that is served.
@@ -106,8 +109,7 @@ pub struct Site {
 
 /// What came of a cold start.
 struct Started {
-    cause: Cause,
-    took: Duration,
+    waking: Waking,
     /// The instances that it takes the place of.
     retires: Vec<String>,
     instance: Result<Running, ColdError>,
@@ -248,9 +250,15 @@ impl Site {
             let is_over = |(limit, since): (Duration, Instant)| since.elapsed() >= limit;
             let may_bring_up = !self.is_paused() && self.starting.is_empty();
             if open > self.fleet.most() && may_bring_up {
-                self.bring_up(Cause::Load).await;
+                match self.fleet.may_grow() {
+                    true => self.bring_up(Cause::Load).await,
+                    false => self.fleet.set_busy(true, open),
+                }
             } else if open < self.fleet.fewest() {
-                self.fleet.reduce(Cause::Load);
+                match self.fleet.is_busy() {
+                    true => self.fleet.set_busy(false, open),
+                    false => self.fleet.reduce(Cause::Calm),
+                }
             } else if idle.zip(idle_since).is_some_and(is_over) {
                 // It has served, and did not fail.
                 self.failures = 0;
@@ -267,8 +275,10 @@ impl Site {
             return;
         }
         for _ in 0..old.len() {
-            if let Err(reason) = self.fleet.bring_up(cause).await {
-                return self.start_cold(cause, reason, old);
+            let mut waking = self.fleet.wake(cause);
+            match self.fleet.bring_up(&mut waking).await {
+                Ok((how, running)) => self.fleet.serve(waking, how, running),
+                Err(reason) => return self.start_cold(waking, reason, old),
             }
         }
         self.fleet.retire(cause, &old);
@@ -280,7 +290,7 @@ impl Site {
             Order::Counted => self.look().await,
             Order::Describe(answer) => drop(answer.send(self.status())),
             Order::Configure(config) => {
-                self.fleet.config = *config;
+                self.fleet.configure(*config);
                 // There may be another image by its name.
                 self.renew().await;
             }
@@ -317,36 +327,31 @@ impl Site {
     }
 
     async fn bring_up(&mut self, cause: Cause) {
-        match self.fleet.bring_up(cause).await {
-            Ok(()) => {
-                self.is_up();
+        let mut waking = self.fleet.wake(cause);
+        match self.fleet.bring_up(&mut waking).await {
+            Ok((how, running)) => {
+                self.fleet.serve(waking, how, running);
+                self.wakes += 1;
                 self.look_whether_stale();
             }
-            Err(reason) => self.start_cold(cause, reason, vec![]),
+            Err(reason) => self.start_cold(waking, reason, vec![]),
         }
-    }
-
-    fn is_up(&mut self) {
-        if self.failures > 0 {
-            self.fleet.set_state(State::Ready);
-        }
-        self.wakes += 1;
     }
 
     /// Begins to start an instance cold, in place of these.
-    fn start_cold(&mut self, cause: Cause, reason: ColdReason, retires: Vec<String>) {
+    fn start_cold(&mut self, mut waking: Waking, reason: ColdReason, retires: Vec<String>) {
         let Some(cold) = self.fleet.cold() else {
             return self.fail(&reason.to_string());
         };
         self.recapture_for(&reason);
         self.fleet.tell(What::Cold { reason });
         let shared = self.fleet.shared.clone();
+        waking.lap("failed");
         self.starting.spawn_local(async move {
-            let begun = Instant::now();
             let instance = cold.start(&shared.store).await;
+            waking.lap("cold");
             Started {
-                cause,
-                took: begun.elapsed(),
+                waking,
                 retires,
                 instance,
             }
@@ -356,16 +361,17 @@ impl Site {
     /// Has an instance serve that was started cold.
     async fn started(&mut self, started: Started) {
         let Started {
-            cause,
-            took,
+            waking,
             retires,
             instance,
         } = started;
         match instance {
-            Ok(running) => {
-                self.fleet.serve(running, cause, false, took);
+            Ok(mut running) => {
+                self.fleet.limit(&mut running);
+                let cause = waking.cause();
+                self.fleet.serve(waking, How::Cold, running);
                 self.fleet.retire(cause, &retires);
-                self.is_up();
+                self.wakes += 1;
                 self.look().await;
             }
             Err(error) => self.fail(&chain(&error)),

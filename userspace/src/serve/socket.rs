@@ -28,6 +28,7 @@ use rustix::{
     },
 };
 
+use super::{keeper::Kept, places::is_any_port};
 use crate::{edit::SocketTraits, listener::Listener, sys};
 
 /// How long nothing is tried without descriptors.
@@ -38,6 +39,8 @@ const RETRY: Duration = Duration::from_millis(100);
 pub struct Socket {
     pub listener: Listener,
     pub descriptor: Arc<OwnedFd>,
+    /// A service manager has it too, and its file is his.
+    is_passed: bool,
 }
 
 impl Socket {
@@ -47,42 +50,58 @@ impl Socket {
     /// `AddrInUse` if something listens there; what socket(2), bind(2) and listen(2) say.
     pub fn bind(listener: &Listener, traits: &SocketTraits) -> io::Result<Self> {
         let descriptor = match listener {
-            Listener::Tcp { address } => bind_tcp(*address, traits)?,
+            Listener::Tcp { address } => bind_tcp(*address)?,
             Listener::Unix { path } => bind_unix(path)?,
         };
-        listen(&descriptor, traits.backlog as i32)?;
-        let listener = match listener {
-            // The kernel has chosen a port.
-            Listener::Tcp { address } if address.port() == 0 => Listener::Tcp {
-                address: getsockname(&descriptor)?.try_into()?,
-            },
-            listener => listener.clone(),
-        };
-        Self::with(listener, descriptor, traits)
+        let mut socket = Self::with(listener.clone(), descriptor, traits)?;
+        if is_any_port(listener) {
+            // The kernel has chosen one.
+            socket.listener = Listener::Tcp {
+                address: getsockname(&socket.descriptor)?.try_into()?,
+            };
+        }
+        Ok(socket)
     }
 
-    /// A socket that listens already, as the server had it.
+    /// One that listens already, as the server had it.
     ///
     /// # Errors
-    /// What ioctl(2) says.
-    pub fn with(
-        listener: Listener,
-        descriptor: OwnedFd,
-        traits: &SocketTraits,
-    ) -> io::Result<Self> {
+    /// As of [`Self::with`].
+    pub fn kept(kept: Kept, traits: &SocketTraits) -> io::Result<Self> {
+        let socket = Self::with(kept.listener, kept.descriptor, traits)?;
+        Ok(Self {
+            is_passed: kept.is_passed,
+            ..socket
+        })
+    }
+
+    /// A socket that is to listen as the server had it.
+    ///
+    /// # Errors
+    /// What listen(2), setsockopt(2) and ioctl(2) say.
+    fn with(listener: Listener, descriptor: OwnedFd, traits: &SocketTraits) -> io::Result<Self> {
+        if let Listener::Tcp { .. } = listener {
+            set_tcp(&descriptor, traits)?;
+        }
+        listen(&descriptor, traits.backlog as i32)?;
         rustix::io::ioctl_fionbio(&descriptor, traits.nonblocking)?;
         Ok(Self {
             listener,
             descriptor: Arc::new(descriptor),
+            is_passed: false,
         })
     }
 
     /// The same socket for another server, as that one had its own.
     ///
     /// # Errors
-    /// What dup(2) and ioctl(2) say.
+    /// What dup(2) says, and as of [`Self::with`].
     pub fn again(&self, traits: &SocketTraits) -> io::Result<Self> {
-        Self::with(self.listener.clone(), self.descriptor.try_clone()?, traits)
+        let socket = Self::with(self.listener.clone(), self.descriptor.try_clone()?, traits)?;
+        Ok(Self {
+            is_passed: self.is_passed,
+            ..socket
+        })
     }
 
     /// Waits until a connection waits in it.
@@ -123,29 +142,34 @@ impl Socket {
 
     /// Removes the file of a Unix socket.
     pub fn remove(&self) {
-        if let Listener::Unix { path } = &self.listener {
+        if let (Listener::Unix { path }, false) = (&self.listener, self.is_passed) {
             let _ = fs::remove_file(path);
         }
     }
 }
 
-fn bind_tcp(address: SocketAddr, traits: &SocketTraits) -> io::Result<OwnedFd> {
+fn bind_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
     };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    sockopt::set_tcp_nodelay(&socket, traits.nodelay)?;
-    if let Some(keepalive) = traits.keepalive {
-        let seconds = |number: u32| Duration::from_secs(number.into());
-        sockopt::set_socket_keepalive(&socket, true)?;
-        sockopt::set_tcp_keepcnt(&socket, keepalive.probes)?;
-        sockopt::set_tcp_keepidle(&socket, seconds(keepalive.idle))?;
-        sockopt::set_tcp_keepintvl(&socket, seconds(keepalive.interval))?;
-    }
     bind(&socket, &address)?;
     Ok(socket)
+}
+
+/// Sets what connections inherit.
+fn set_tcp(socket: &OwnedFd, traits: &SocketTraits) -> io::Result<()> {
+    sockopt::set_tcp_nodelay(socket, traits.nodelay)?;
+    sockopt::set_socket_keepalive(socket, traits.keepalive.is_some())?;
+    if let Some(keepalive) = traits.keepalive {
+        let seconds = |number: u32| Duration::from_secs(number.into());
+        sockopt::set_tcp_keepcnt(socket, keepalive.probes)?;
+        sockopt::set_tcp_keepidle(socket, seconds(keepalive.idle))?;
+        sockopt::set_tcp_keepintvl(socket, seconds(keepalive.interval))?;
+    }
+    Ok(())
 }
 
 fn bind_unix(path: &Path) -> io::Result<OwnedFd> {

@@ -172,9 +172,16 @@ pub fn inherit(fd: RawFd) -> io::Result<()> {
 
 /// Borrows a descriptor number that is known to stay open for the life of the process.
 pub fn permanent(fd: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: used by init, for the numbers that `keep_only` placed and nobody closes, and by the proxy
-    // for the one that it was started with.
+    // SAFETY: used by init, for the numbers that `keep_only` placed and nobody closes, by the proxy for
+    // the one that it was started with, and by the gateway at its start for those that were passed to it.
     unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// Owns a listening socket with whose number this process was started.
+pub fn own_listener(fd: RawFd) -> OwnedFd {
+    // SAFETY: of what was made since the start, nothing that listens is owned by anybody yet: it is
+    // looked for once, before any socket is bound.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// Restores the default action of the signals that Rust programs ignore, and unblocks all.

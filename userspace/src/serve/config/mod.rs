@@ -2,6 +2,8 @@
 //!
 //! Invariant: a [`Config`] has no two sites on one listener.
 
+mod limits;
+mod metrics;
 mod proxy;
 
 use std::{
@@ -14,8 +16,12 @@ use std::{
 use serde::{Deserialize, Deserializer, de::Error as _};
 use toml::Spanned;
 
-pub use self::proxy::{KeyPair, Proxy, Route, plan};
+pub use self::{
+    metrics::Metrics,
+    proxy::{KeyPair, Proxy, Route, plan},
+};
 use crate::{
+    cgroup::{Cpus, Memory},
     listener::Wanted,
     restore::MemoryMode,
     store::{self, StoreError},
@@ -49,6 +55,7 @@ pub enum ConfigError {
 pub struct Config {
     pub sites: BTreeMap<String, Site>,
     pub proxy: Option<Proxy>,
+    pub metrics: Option<Metrics>,
 }
 
 /// A server that exists only while somebody asks.
@@ -93,6 +100,15 @@ pub struct Site {
     /// From how many connections of each instance on there is to be another one.
     #[serde(default)]
     pub connections: Option<u32>,
+    /// How much of the processors an instance may use.
+    #[serde(default, deserialize_with = "limits::cpus")]
+    pub cpus: Option<Cpus>,
+    /// The same when it has more connections than that, and there are as many as there may be.
+    #[serde(default, deserialize_with = "limits::cpus")]
+    pub busy_cpus: Option<Cpus>,
+    /// How much memory an instance may use.
+    #[serde(default, deserialize_with = "limits::memory")]
+    pub memory_limit: Option<Memory>,
 }
 
 impl Site {
@@ -125,6 +141,8 @@ struct File {
     site: BTreeMap<Spanned<String>, Spanned<Site>>,
     #[serde(default)]
     proxy: Option<Spanned<Proxy>>,
+    #[serde(default)]
+    metrics: Option<Metrics>,
 }
 
 fn wanted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Wanted, D::Error> {
@@ -209,8 +227,8 @@ impl Config {
                     "{name} and {other} both listen on {listen}"
                 )));
             }
-            if site.max == 0 {
-                return Err(invalid(format!("{name} may have no instance: max is 0")));
+            if let Some(complaint) = site.complaint() {
+                return Err(invalid(format!("{name} {complaint}")));
             }
             sites.insert(name, site);
         }
@@ -244,7 +262,11 @@ impl Config {
                 site: name.clone(),
             });
         }
-        Ok(Self { sites, proxy })
+        Ok(Self {
+            sites,
+            proxy,
+            metrics: file.metrics,
+        })
     }
 }
 
@@ -268,7 +290,7 @@ mod tests {
         assert_eq!((shop.grace, shop.max, shop.standby), (Duration::ZERO, 1, 0));
         let config = parse(
             "[site.shop]\nlisten = '/run/shop.sock'\nidle = 'never'\nmax-life = '1h'\n\
-             grace = '500ms'\nmemory = 'copy'\n",
+             grace = '500ms'\nmemory = 'copy'\ncpus = 0.5\nmemory-limit = '512M'\n",
         );
         let shop = &config.unwrap().sites["shop"];
         assert_eq!(
@@ -276,6 +298,9 @@ mod tests {
             (None, Some(Duration::from_secs(3600)))
         );
         assert_eq!(shop.grace, Duration::from_millis(500));
+        let limits = shop.limits(false).unwrap();
+        assert_eq!(limits.cpus, "0.5".parse().ok());
+        assert_eq!(limits.memory, Some(Memory(Some(512 << 20))));
     }
 
     #[test]
@@ -310,6 +335,14 @@ mod tests {
             (
                 "[site.a]\nlisten = 80\nmax = 0\n",
                 "serve.toml:1: a may have no instance",
+            ),
+            (
+                "[site.a]\nlisten = 80\ncpus = 'many'\n",
+                "serve.toml:3: \"many\": not a number of processors",
+            ),
+            (
+                "[site.a]\nlisten = 80\ncpus = 1\nbusy-cpus = 2\n",
+                "serve.toml:1: a has `busy-cpus`, which needs `cpus` and `connections`",
             ),
             ("[site.a\n", "serve.toml:1: "),
         ] {
