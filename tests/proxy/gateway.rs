@@ -185,7 +185,6 @@ pub fn plan(sites: &[(&str, Upstream)]) -> Plan {
             max_in_flight_waiting: 100,
             idle_connection_ms: 10_000,
             first_byte_timeout_ms: 10_000,
-            in_flight_step: None,
         };
         ((*name).to_owned(), site)
     };

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
     path::PathBuf,
     str::FromStr,
 };
@@ -41,15 +40,9 @@ pub enum Notice {
     Ready,
     /// The plan cannot be carried out; the one before stays in force.
     Refused { reason: String },
-    /// The number of requests in flight at a site has passed a multiple of
-    /// [`Site::in_flight_step`], up or down. At most one in [`REPORT_INTERVAL_MS`] for each site.
-    InFlight { site: String, requests: u64 },
     /// The answer to [`Order::Stats`].
     Stats(Box<Stats>),
 }
-
-/// The least time between two [`Notice::InFlight`] of a site.
-pub const REPORT_INTERVAL_MS: u64 = 1;
 
 /// The whole configuration of the proxy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -145,9 +138,6 @@ pub struct Site {
     pub idle_connection_ms: u64,
     /// How long a request waits for its answer to begin, the waking of the site included.
     pub first_byte_timeout_ms: u64,
-    /// How many requests in flight make a step that is told of; none if no one is.
-    #[serde(default)]
-    pub in_flight_step: Option<NonZeroU32>,
 }
 
 /// Where a site listens.

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Notify, Semaphore, mpsc},
+    sync::{Semaphore, mpsc},
 };
 use tokio_rustls::rustls::crypto::ring;
 
@@ -20,7 +20,7 @@ use super::{
     accept::{self, Door},
     client::{Active, Entrance, Worker, milliseconds},
     control::{Control, ControlError},
-    plan::{self, Notice, Order, Plan, REPORT_INTERVAL_MS, State, Stats},
+    plan::{self, Notice, Order, Plan, State, Stats},
     privileges,
     routes::{ByHost, Routes},
     site::{Live, Site},
@@ -102,11 +102,6 @@ pub async fn run(control: OwnedFd) -> Result<(), ProxyError> {
                     control.send(&Notice::Stats(Box::new(proxy.stats())), &[]).await?;
                 }
             },
-            () = proxy.is_to_tell() => {
-                for notice in proxy.steps() {
-                    control.send(&notice, &[]).await?;
-                }
-            }
         }
     };
     proxy.drain(limit).await;
@@ -126,11 +121,6 @@ struct Proxy {
     most_places: usize,
     tickets: Tickets,
     log: Option<Arc<Log>>,
-    stepped: Arc<Notify>,
-    /// What the gateway was last told of each site, and when.
-    told: HashMap<String, (u64, Instant)>,
-    /// When it is to be told more.
-    due: Option<Instant>,
 }
 
 impl Proxy {
@@ -155,9 +145,6 @@ impl Proxy {
             most_places: 0,
             tickets: Tickets::new()?,
             log: None,
-            stepped: Arc::new(Notify::new()),
-            told: HashMap::new(),
-            due: None,
         })
     }
 
@@ -215,7 +202,6 @@ impl Proxy {
             .retain(|number, _| self.doors.contains_key(number));
         self.set_places(plan.limits.connections);
         (self.plan, self.sites, self.log) = (plan, sites, log);
-        self.told.retain(|name, _| self.sites.contains_key(name));
         Ok(())
     }
 
@@ -226,7 +212,7 @@ impl Proxy {
             let same = old.filter(|old| old.settings.upstream == settings.upstream);
             let live = match same {
                 Some(old) => old.live.clone(),
-                None => Arc::new(Live::new(self.workers.len(), self.stepped.clone())),
+                None => Arc::new(Live::new(self.workers.len())),
             };
             let site = Site {
                 name: name.clone(),
@@ -322,50 +308,6 @@ impl Proxy {
                 .map(|(name, site)| (name.clone(), site.live.stats()))
                 .collect(),
         }
-    }
-
-    /// Waits until sites have passed a step that the gateway may be told of.
-    async fn is_to_tell(&self) {
-        let due = async {
-            match self.due {
-                Some(due) => tokio::time::sleep_until(due.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = self.stepped.notified() => {}
-            () = due => {}
-        }
-    }
-
-    /// What is to be told of sites that have passed a step; of those that were told of just now, later.
-    fn steps(&mut self) -> Vec<Notice> {
-        let interval = Duration::from_millis(REPORT_INTERVAL_MS);
-        let now = Instant::now();
-        self.due = None;
-        let mut notices = Vec::new();
-        for (name, site) in &self.sites {
-            if !site.live.has_stepped.load(Relaxed) {
-                continue;
-            }
-            let told = self.told.get(name).copied();
-            if let Some(later) = told
-                .map(|(_, at)| at + interval)
-                .filter(|later| *later > now)
-            {
-                self.due = Some(self.due.map_or(later, |due| due.min(later)));
-                continue;
-            }
-            site.live.has_stepped.store(false, Relaxed);
-            let requests = site.live.in_flight.load(Relaxed);
-            let step = site.step(requests);
-            if told.map_or(0, |(step, _)| step) != step {
-                self.told.insert(name.clone(), (step, now));
-                let site = name.clone();
-                notices.push(Notice::InFlight { site, requests });
-            }
-        }
-        notices
     }
 
     /// Accepts no more, and waits until nothing is in flight, or the time is over.

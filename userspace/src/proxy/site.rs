@@ -46,25 +46,12 @@ impl Site {
             self.live.refused.fetch_add(1, Relaxed);
             return Err(1);
         }
-        let before = self.live.in_flight.fetch_add(1, Relaxed);
-        self.note_step(before, before + 1);
+        self.live.in_flight.fetch_add(1, Relaxed);
         Ok(InFlight {
             site: self.clone(),
             begun,
             first_byte_us: AtomicU64::new(NONE),
         })
-    }
-
-    /// The step that a number of requests in flight is at.
-    pub fn step(&self, requests: u64) -> u64 {
-        let size = self.settings.in_flight_step;
-        size.map_or(0, |size| requests / u64::from(size.get()))
-    }
-
-    fn note_step(&self, before: u64, after: u64) {
-        if self.step(before) != self.step(after) && !self.live.has_stepped.swap(true, Relaxed) {
-            self.live.stepped.notify_one();
-        }
     }
 }
 
@@ -93,14 +80,10 @@ pub struct Live {
     has_failed: AtomicBool,
     wake: Mutex<Option<Wake>>,
     is_waking: AtomicBool,
-    /// The requests in flight have passed a step that was not told of.
-    pub has_stepped: AtomicBool,
-    stepped: Arc<tokio::sync::Notify>,
 }
 
 impl Live {
-    /// `stepped` is notified when the requests in flight pass a step.
-    pub fn new(workers: usize, stepped: Arc<tokio::sync::Notify>) -> Self {
+    pub fn new(workers: usize) -> Self {
         Self {
             pools: (0..workers).map(|_| Mutex::default()).collect(),
             in_flight: AtomicU64::new(0),
@@ -115,8 +98,6 @@ impl Live {
             has_failed: AtomicBool::new(false),
             wake: Mutex::new(None),
             is_waking: AtomicBool::new(false),
-            has_stepped: AtomicBool::new(false),
-            stepped,
         }
     }
 
@@ -241,8 +222,7 @@ impl Drop for InFlight {
         if self.first_byte().is_none() {
             self.site.live.waiting.fetch_sub(1, Relaxed);
         }
-        let before = self.site.live.in_flight.fetch_sub(1, Relaxed);
-        self.site.note_step(before, before - 1);
+        self.site.live.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
@@ -252,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_request_waits_for_a_wake_that_goes_on_meanwhile() {
-        let live = Live::new(1, Arc::default());
+        let live = Live::new(1);
         let before = Instant::now();
         assert_eq!(live.wake(before, before), None);
         live.set(State::Waking { wake: "a-1".into() });

@@ -18,6 +18,7 @@ use super::{
     cold::Cold,
     config, drain,
     journal::{Cause, How, What},
+    prefault::prefault,
     shared::Shared,
     site::Status,
     socket::Socket,
@@ -189,6 +190,7 @@ impl Fleet {
             let mut waking = self.shared.wake(&self.name, Cause::Connection);
             let running = self.restore(&mut waking).await?;
             if self.stand_still(&running).await.unwrap_or(false) {
+                prefault(running.record().init).await;
                 self.standing_by.push(running);
                 continue;
             }

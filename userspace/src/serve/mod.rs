@@ -28,6 +28,7 @@ mod keeper;
 mod metrics;
 mod overview;
 mod places;
+mod prefault;
 mod recapture;
 mod shared;
 mod site;

@@ -36,6 +36,10 @@ const REFUSAL_DELAY: Duration = Duration::from_millis(20);
 /// How often it is looked at what nothing tells of, at most.
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 
+/// How long after it was brought up a site is looked after: what it takes is not to be missing to its first
+/// answers.
+const SETTLING: Duration = Duration::from_millis(100);
+
 /// How often it is looked whether the image is stale, at most.
 const STALE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -101,6 +105,8 @@ pub struct Site {
     /// Those who are told when it is up.
     waiting: Vec<oneshot::Sender<Answer>>,
     recaptures: Recaptures,
+    /// When it is time for what has to be done after it was brought up.
+    settled_at: Option<Instant>,
     /// When it was looked last whether the image is stale.
     looked: Option<Instant>,
     /// Until when none is restored to stand by, after that has failed.
@@ -139,6 +145,7 @@ impl Site {
             starting: JoinSet::new(),
             waiting: vec![],
             recaptures: Recaptures::default(),
+            settled_at: None,
             looked: None,
             no_standby_until: None,
         }
@@ -211,8 +218,9 @@ impl Site {
         let retry = [self.paused_until, self.no_standby_until];
         let retry = retry.into_iter().flatten().max();
         let retry = retry.filter(|_| self.fleet.lacks_standby());
+        let settled = self.settled_at;
         if self.fleet.is_asleep() {
-            return [leaving, retry].into_iter().flatten().min();
+            return [leaving, retry, settled].into_iter().flatten().min();
         }
         let Config { idle, max_life, .. } = &self.fleet.config;
         let oldest = self
@@ -223,17 +231,23 @@ impl Site {
             .min();
         let old = max_life.zip(oldest).map(|(life, since)| since + life);
         let old = old.map(|old| self.paused_until.map_or(old, |until| old.max(until)));
+        let old = old.filter(|_| self.starting.is_empty());
         let idle = idle.and_then(|idle| match self.idle_since {
             Some(since) => Some(since + idle),
             None if self.fleet.is_counted() => None,
             // Nothing tells when a Unix socket has no connection any more.
             None => Some(Instant::now() + (idle / 4).max(LEAST_INTERVAL)),
         });
-        [leaving, retry, old, idle].into_iter().flatten().min()
+        let all = [leaving, retry, settled, old, idle];
+        all.into_iter().flatten().min()
     }
 
     /// Does what it is time for.
     async fn look(&mut self) {
+        if self.settled_at.is_some_and(|time| Instant::now() >= time) {
+            self.settled_at = None;
+            self.look_whether_stale();
+        }
         if self.fleet.has_leaving() {
             self.fleet.let_leave().await;
         }
@@ -332,7 +346,8 @@ impl Site {
             Ok((how, running)) => {
                 self.fleet.serve(waking, how, running);
                 self.wakes += 1;
-                self.look_whether_stale();
+                self.settled_at
+                    .get_or_insert_with(|| Instant::now() + SETTLING);
             }
             Err(reason) => self.start_cold(waking, reason, vec![]),
         }
@@ -486,7 +501,7 @@ impl Site {
         let is_early = self
             .no_standby_until
             .is_some_and(|until| Instant::now() < until);
-        !self.is_paused() && !is_early
+        !self.is_paused() && !is_early && self.settled_at.is_none()
     }
 
     fn exited(&mut self, number: usize) {

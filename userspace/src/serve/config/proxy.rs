@@ -194,6 +194,5 @@ fn behind(site: &Site, listener: &Listener, limit_ms: u64) -> plan::Site {
         max_in_flight_waiting: MOST_WAITING,
         idle_connection_ms: idle.as_millis() as u64,
         first_byte_timeout_ms: limit_ms,
-        in_flight_step: None,
     }
 }
