@@ -88,12 +88,15 @@ import asyncio, sys
 asked = int(sys.argv[2])
 async def serve(reader, writer):
     global asked
-    while await reader.readuntil(b"\r\n\r\n"):
-        asked += 1
-        text = str(asked)
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n"
-        writer.write((head + text).encode())
-        await writer.drain()
+    try:
+        while await reader.readuntil(b"\r\n\r\n"):
+            asked += 1
+            text = str(asked)
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n"
+            writer.write((head + text).encode())
+            await writer.drain()
+    except asyncio.IncompleteReadError:
+        writer.close()
 async def main():
     server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
     await server.serve_forever()
