@@ -62,7 +62,7 @@ impl<'a> Gateway<'a> {
     /// How long the gateway needed to bring up the instance that it has brought up last.
     fn last_wake(&self) -> f64 {
         let woken = self.events("woken");
-        woken.last().unwrap()["took_ms"].as_f64().unwrap()
+        woken.last().unwrap()["took_us"].as_f64().unwrap() / 1e3
     }
 
     /// Waits until all sites sleep, and nothing is left of their instances but of those that stand by.
