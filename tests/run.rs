@@ -12,23 +12,9 @@ use nix::{
     sys::signal::Signal,
 };
 
-use crate::support::{Killed, Workspace, ask, below_strace, expect, free_port, wait_until};
-
-/// A server that answers with a file it has read when it started.
-const SERVER: &str = r#"
-import http.server, sys
-text = open(sys.argv[2], "rb").read()
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-    def log_message(self, *args):
-        pass
-print("started", flush=True)
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"#;
+use crate::support::{
+    Killed, Workspace, ask, below_strace, expect, fixture, free_port, wait_until,
+};
 
 /// A server that is run again and again, and what it says to a service manager.
 struct Site {
@@ -43,7 +29,7 @@ impl Site {
     fn new() -> Self {
         let workspace = Workspace::new();
         let port = free_port();
-        let server = workspace.write("server.py", SERVER);
+        let server = fixture("plain/reader.py");
         let text = workspace.write("text", "first");
         let manager = UnixDatagram::bind(workspace.path().join("notify")).unwrap();
         manager
@@ -81,7 +67,11 @@ impl Site {
         command.stderr(fs::File::create(&log).unwrap());
         let running = Killed(command.spawn().unwrap());
         let mut message = [0; 64];
-        let length = self.manager.recv(&mut message).expect("READY=1");
+        // Not begun anew by the kernel, as it has a limit of time; see signal(7).
+        let received = std::iter::repeat_with(|| self.manager.recv(&mut message));
+        let is_interrupted = |received: &std::io::Result<usize>| matches!(received, Err(error) if error.kind() == std::io::ErrorKind::Interrupted);
+        let length = received.skip_while(is_interrupted).next();
+        let length = length.unwrap().expect("READY=1");
         assert_eq!(&message[..length], b"READY=1\n");
         Running {
             site: self,

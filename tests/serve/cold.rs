@@ -5,46 +5,16 @@ use std::fs;
 use nix::sys::signal::Signal;
 
 use super::{Client, SERVER, Served};
-use crate::support::{Workspace, ask, expect, free_port, wait_until};
-
-/// As the other server, but it answers what it has read at its start.
-const READER: &str = r#"
-import http.server, os, socket, socketserver, sys
-text = open(sys.argv[1], "rb").read()
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-    def log_message(self, *args):
-        pass
-    def address_string(self):
-        return "client"
-class Unix(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    pass
-if "/" in sys.argv[2]:
-    # As php-fpm looks.
-    with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(sys.argv[2]) == 0:
-            sys.exit("another one serves it")
-    if os.path.exists(sys.argv[2]):
-        os.unlink(sys.argv[2])
-    server = Unix(sys.argv[2], Handler)
-else:
-    server = http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[2])), Handler)
-server.serve_forever()
-"#;
+use crate::support::{Workspace, ask, expect, fixture, free_port, wait_until};
 
 #[test]
 fn a_stale_image_is_captured_again_and_rolled_in() {
     let mut served = Served::new();
     let text = served.workspace.write("text", "1");
-    let script = served.workspace.write("reader.py", READER);
+    let script = fixture("plain/reader.py");
     let captured = free_port().to_string();
     let words = ["capture", "--name", "reader", "--", "/usr/bin/python3"];
-    let words = words.into_iter().chain([&*script, &text, &captured]);
+    let words = words.into_iter().chain([&*script, &captured, &text]);
     served.workspace.run(words);
     let port = served.port;
     let site = format!("[site.reader]\nlisten = {port}\nidle = '200ms'\nstandby = 1");
@@ -194,7 +164,7 @@ fn a_site_that_is_told_not_to_is_not_captured_again() {
 fn a_server_is_captured_again_beside_its_instance() {
     let workspace = Workspace::new();
     let text = workspace.write("text", "1");
-    let script = workspace.write("reader.py", READER);
+    let script = fixture("plain/reader.py");
     let port = free_port();
     let socket = workspace.path().join("reader.sock");
     let (tcp, unix) = (port.to_string(), socket.to_str().unwrap());
@@ -208,7 +178,7 @@ fn a_server_is_captured_again_beside_its_instance() {
         fs::write(&text, "1").unwrap();
         let words = ["capture", "--name", "reader"].into_iter();
         let words = words.chain(options.iter().copied());
-        let command = ["--", "/usr/bin/python3", &script, &text, place];
+        let command = ["--", "/usr/bin/python3", &script, place, &text];
         workspace.run(words.chain(command));
         workspace.run(["restore", "-d", "reader"]);
         assert_eq!(get(place).unwrap(), "200 1");

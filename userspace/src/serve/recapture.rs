@@ -41,16 +41,18 @@ impl Recaptures {
         if is_early || self.current.is_some() {
             return Ok(false);
         }
-        self.not_before = Some(Instant::now() + self.pause());
+        let factor = 1_u32 << self.count.min(16);
+        let pause = PAUSES[0].saturating_mul(factor).min(PAUSES[1]);
+        self.not_before = Some(Instant::now() + pause);
         self.count += 1;
         self.current = Some(Recapture::begin(store, criu, image)?);
         Ok(true)
     }
 
-    /// How long there is none after one.
+    /// How long there is none yet.
     pub fn pause(&self) -> Duration {
-        let factor = 1_u32 << self.count.min(16);
-        PAUSES[0].saturating_mul(factor).min(PAUSES[1])
+        let left = |time: Instant| time.saturating_duration_since(Instant::now());
+        self.not_before.map_or(Duration::ZERO, left)
     }
 
     /// Waits until the one that is under way has ended; returns how long it took. Can be cancelled.
