@@ -68,10 +68,12 @@ impl Site {
         let running = Killed(command.spawn().unwrap());
         let mut message = [0; 64];
         // Not begun anew by the kernel, as it has a limit of time; see signal(7).
-        let received = std::iter::repeat_with(|| self.manager.recv(&mut message));
-        let is_interrupted = |received: &std::io::Result<usize>| matches!(received, Err(error) if error.kind() == std::io::ErrorKind::Interrupted);
-        let length = received.skip_while(is_interrupted).next();
-        let length = length.unwrap().expect("READY=1");
+        let length = loop {
+            match self.manager.recv(&mut message) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                received => break received.expect("READY=1"),
+            }
+        };
         assert_eq!(&message[..length], b"READY=1\n");
         Running {
             site: self,
