@@ -9,7 +9,7 @@ import socket
 import socketserver
 import sys
 
-place, file = sys.argv[1:]
+place, file = sys.argv[1:3]
 text = open(file, "rb").read()
 
 
