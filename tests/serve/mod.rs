@@ -140,6 +140,16 @@ impl Served {
         images.join(inspected["digest"].as_str().unwrap())
     }
 
+    /// Captures the same server under another name; returns its script, which is its own.
+    fn capture_another(&self, name: &str) -> String {
+        let script = self.workspace.write(&format!("{name}.py"), SERVER);
+        let captured = free_port().to_string();
+        let words = ["capture", "--name", name, "--", "/usr/bin/python3"];
+        let words = words.into_iter().chain([&*script, &captured]);
+        self.workspace.run(words);
+        script
+    }
+
     /// Has an image lack its memory.
     fn damage(&self, name: &str) {
         fs::write(self.image(name).join("criu/pages-1.img"), "").unwrap();
@@ -333,12 +343,7 @@ fn an_instance_is_replaced_while_it_is_asked() {
 fn a_site_that_fails_harms_no_other() {
     let mut served = Served::new();
     let broken = free_port();
-    let script = served.workspace.write("broken.py", SERVER);
-    let captured = free_port().to_string();
-    let words = ["capture", "--name", "broken", "--", "/usr/bin/python3"];
-    served
-        .workspace
-        .run(words.into_iter().chain([&*script, &captured]));
+    let script = served.capture_another("broken");
     served.damage("broken");
     // So that it cannot be started cold either.
     fs::remove_file(script).unwrap();

@@ -9,7 +9,7 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Client, SERVER, Served};
+use super::{Client, Served};
 use crate::support::{ask, free_port};
 
 /// Asks the proxy for a host; returns the whole answer.
@@ -25,12 +25,7 @@ fn ask_host(port: u16, host: &str) -> String {
 #[test]
 fn sites_behind_one_port_are_woken_by_the_host_that_is_asked_for() {
     let mut served = Served::new();
-    let script = served.workspace.write("broken.py", SERVER);
-    let captured = free_port().to_string();
-    let words = ["capture", "--name", "broken", "--", "/usr/bin/python3"];
-    served
-        .workspace
-        .run(words.into_iter().chain([&*script, &captured]));
+    let script = served.capture_another("broken");
     let (port, direct) = (served.port, free_port());
     let text = format!(
         "[site.site]\nidle = '300ms'\n[site.broken]\n[site.direct]\nimage = 'site'\nlisten = {direct}\n\
