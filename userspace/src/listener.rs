@@ -102,22 +102,30 @@ pub fn is_own(ip: IpAddr) -> bool {
     std::net::UdpSocket::bind((ip, 0)).is_ok()
 }
 
-/// Every listening socket of the network namespace, with its inode.
-pub fn all() -> Vec<(u64, Listener)> {
-    all_of(OWN)
+/// The inodes of the listening sockets of the network namespace with which one clashes.
+pub fn clashing(wanted: &Listener) -> Vec<u64> {
+    // The kernel takes some milliseconds for the table of TCP.
+    let found = match wanted {
+        Listener::Tcp { .. } => listening_tcp(OWN).collect(),
+        Listener::Unix { .. } => parse_unix(&unix_table(OWN)),
+    };
+    let clash = |(inode, listener): (u64, Listener)| listener.clashes_with(wanted).then_some(inode);
+    found.into_iter().filter_map(clash).collect()
 }
 
 /// Every listening socket of the network namespace of a process, with its inode.
 pub fn all_of(pid: HostPid) -> Vec<(u64, Listener)> {
-    let mut found: Vec<_> = tcp_sockets(pid)
-        .filter(|entry| entry.state == TcpState::Listen)
-        .map(|entry| {
-            let address = entry.local_address;
-            (entry.inode, Listener::Tcp { address })
-        })
-        .collect();
+    let mut found: Vec<_> = listening_tcp(pid).collect();
     found.extend(parse_unix(&unix_table(pid)));
     found
+}
+
+fn listening_tcp(pid: HostPid) -> impl Iterator<Item = (u64, Listener)> {
+    let listening = tcp_sockets(pid).filter(|entry| entry.state == TcpState::Listen);
+    listening.map(|entry| {
+        let address = entry.local_address;
+        (entry.inode, Listener::Tcp { address })
+    })
 }
 
 /// A connected socket.

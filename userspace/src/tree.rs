@@ -361,11 +361,10 @@ pub fn connections(pids: &[HostPid]) -> Vec<Connection> {
 
 /// Which process on the host holds a listener, as "name (pid N)".
 pub fn holder(wanted: &Listener) -> Option<String> {
-    let inodes: Vec<u64> = listener::all()
-        .into_iter()
-        .filter(|(_, listener)| listener.clashes_with(wanted))
-        .map(|(inode, _)| inode)
-        .collect();
+    let inodes = listener::clashing(wanted);
+    if inodes.is_empty() {
+        return None;
+    }
     for process in procfs::process::all_processes().ok()?.flatten() {
         let Ok(descriptors) = process.fd() else {
             continue;

@@ -82,7 +82,9 @@ pub struct Global {
     pub verbose: u8,
 }
 
+// The arguments of the others are not made: that takes longer than all else until the first line.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Start a server and make an image of it when it is ready
     Capture(Capture),
