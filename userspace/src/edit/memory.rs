@@ -58,6 +58,14 @@ pub struct Traits {
 }
 
 impl Traits {
+    /// Whether it was told this by madvise(2).
+    pub fn has(&self, advice: i32) -> bool {
+        let bits = u32::try_from(advice)
+            .ok()
+            .and_then(|bit| self.advice.checked_shr(bit));
+        bits.is_some_and(|bits| bits & 1 == 1)
+    }
+
     fn kind(&self) -> (bool, u64) {
         (self.is_unreserved, self.advice)
     }

@@ -6,7 +6,8 @@
 
 use std::mem::offset_of;
 
-use crate::sys::seccomp::Instruction;
+use super::Guarded;
+use crate::{edit::Traits, sys::seccomp::Instruction};
 
 /// The number of the architecture that this is compiled for; see linux/audit.h.
 pub(crate) const NATIVE: u32 = if cfg!(target_arch = "x86_64") {
@@ -86,18 +87,14 @@ pub fn is_ours(program: &[u8]) -> bool {
 const END: [u32; 2] = [0, 1];
 const CARRY: u32 = 2;
 
-/// The filter for these ranges of addresses: the first address, and that behind the last.
-pub fn program(ranges: &[(u64, u64)]) -> Vec<Instruction> {
-    use libc::{BPF_ABS, BPF_ADD, BPF_ALU, BPF_AND, BPF_IMM, BPF_JEQ, BPF_JGE, BPF_K, BPF_LD};
-    use libc::{BPF_JMP, BPF_RET, BPF_W, BPF_X};
-    let load = |offset: usize| statement(BPF_LD | BPF_W | BPF_ABS, offset as u32);
-    let number = || load(offset_of!(libc::seccomp_data, nr));
-    let argument = |index: usize, half: usize| {
-        load(offset_of!(libc::seccomp_data, args) + 8 * index + 4 * half)
-    };
-    let allow = || statement(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW);
+/// How much of the memory that was told something the filter knows; the guard knows all of it.
+const MOST_TOLD: usize = 128;
+
+/// The filter for mapped memory.
+pub fn program(guarded: &Guarded) -> Vec<Instruction> {
+    use libc::{BPF_ADD, BPF_ALU, BPF_AND, BPF_IMM, BPF_JGE, BPF_JMP, BPF_K, BPF_LD};
+    use libc::{BPF_RET, BPF_X};
     let notify = || statement(BPF_RET | BPF_K, libc::SECCOMP_RET_USER_NOTIF);
-    let is = |value: u32, yes: u8, no: u8| jump(BPF_JMP | BPF_JEQ | BPF_K, value, yes, no);
 
     let mut filter = vec![
         // Numbers of another architecture: few that matter.
@@ -155,10 +152,10 @@ pub fn program(ranges: &[(u64, u64)]) -> Vec<Instruction> {
         statement(BPF_ALU | BPF_ADD | BPF_X, 0),
         statement(libc::BPF_ST, END[1]),
     ]);
-    for &(first, behind) in ranges {
+    filter.extend(told(&guarded.traits));
+    let above = |value: u32, yes: u8, no: u8| jump(BPF_JMP | libc::BPF_JGT | BPF_K, value, yes, no);
+    for &(first, behind) in &guarded.ranges {
         let (first, behind) = (halves(first + 1), halves(behind));
-        let above =
-            |value: u32, yes: u8, no: u8| jump(BPF_JMP | libc::BPF_JGT | BPF_K, value, yes, no);
         filter.extend([
             // Not if it begins behind the range: goes to the next.
             argument(0, 1),
@@ -177,6 +174,70 @@ pub fn program(ranges: &[(u64, u64)]) -> Vec<Instruction> {
     }
     filter.push(allow());
     filter
+}
+
+/// Allows the advice that a mapping was told before the capture: the guard would let it pass. CRIU gives
+/// it once more to each, and Node.js has some fifty, each of which would stop for 50 µs.
+fn told(traits: &[Traits]) -> Vec<Instruction> {
+    use libc::{BPF_JA, BPF_JGE, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_MEM};
+    let above = |value: u32, yes: u8, no: u8| jump(BPF_JMP | BPF_JGT | BPF_K, value, yes, no);
+    let skip = |instructions: usize| jump(BPF_JMP | BPF_JA, instructions as u32, 0, 0);
+    let within = |traits: &Traits| {
+        let (first, behind) = (halves(traits.start), halves(traits.end));
+        // Each goes to the next if it is not within.
+        [
+            argument(0, 1),
+            above(first[1], 3, 0),
+            is(first[1], 0, 8),
+            argument(0, 0),
+            jump(BPF_JMP | BPF_JGE | BPF_K, first[0], 0, 6),
+            statement(BPF_LD | BPF_MEM, END[1]),
+            above(behind[1], 4, 0),
+            is(behind[1], 0, 2),
+            statement(BPF_LD | BPF_MEM, END[0]),
+            above(behind[0], 1, 0),
+            allow(),
+        ]
+    };
+    let mut all = Vec::new();
+    let stays = |advice: &i32| !DISCARDS.contains(advice) && *advice != libc::MADV_REMOVE;
+    for advice in ADVICE.into_iter().filter(stays) {
+        let traits = traits.iter().take(MOST_TOLD);
+        let told = traits.filter(|traits| traits.has(advice));
+        let told: Vec<_> = told.flat_map(within).collect();
+        if !told.is_empty() {
+            all.extend([argument(2, 0), is(advice as u32, 1, 0), skip(told.len())]);
+            all.extend(told);
+        }
+    }
+    let begin = [
+        number(),
+        is(libc::SYS_madvise as u32, 1, 0),
+        skip(all.len()),
+    ];
+    [begin.to_vec(), all].concat()
+}
+
+fn load(offset: usize) -> Instruction {
+    statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset as u32)
+}
+
+/// Loads the number of the call.
+fn number() -> Instruction {
+    load(offset_of!(libc::seccomp_data, nr))
+}
+
+/// Loads a half of an argument: the low one is 0.
+fn argument(index: usize, half: usize) -> Instruction {
+    load(offset_of!(libc::seccomp_data, args) + 8 * index + 4 * half)
+}
+
+fn is(value: u32, yes: u8, no: u8) -> Instruction {
+    jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, yes, no)
+}
+
+fn allow() -> Instruction {
+    statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW)
 }
 
 fn halves(address: u64) -> [u32; 2] {
@@ -232,13 +293,58 @@ mod tests {
     const MREMAP: u32 = libc::SYS_mremap as u32;
     const DONTNEED: u64 = libc::MADV_DONTNEED as u64;
 
+    fn guarded(ranges: &[(u64, u64)], traits: &[Traits]) -> Guarded {
+        Guarded {
+            ranges: ranges.to_vec(),
+            traits: traits.to_vec(),
+            ..Guarded::default()
+        }
+    }
+
+    /// Memory of this length that was told these, each a bit from `MADV_DONTFORK` on.
+    fn told(start: u64, len: u64, advice: u64) -> Traits {
+        Traits {
+            start,
+            end: start + len,
+            is_unreserved: false,
+            advice: advice << libc::MADV_DONTFORK,
+        }
+    }
+
+    #[test]
+    fn what_was_told_before_is_told_again_without_a_stop() {
+        let (low, high) = (0x7fff_ffff_0000, 0x8000_1000_0000);
+        let traits = [told(low, 0x2_0000, 1), told(high, 0x1000, 0b100)];
+        let program = program(&guarded(&[(low, high + 0x1000)], &traits));
+        let stops = |start, len, advice: i32| {
+            let args = [start, len, advice as u64];
+            run(&program, NATIVE, MADVISE, args) == libc::SECCOMP_RET_USER_NOTIF
+        };
+        for (start, len, advice, is_told) in [
+            (low, 0x2_0000, libc::MADV_DONTFORK, true),
+            (low + 0x1000, 0x1000, libc::MADV_DONTFORK, true),
+            (low + 0x1_f000, 0x1000, libc::MADV_DONTFORK, true),
+            (low, 0x2_0001, libc::MADV_DONTFORK, false),
+            (low - 0x1000, 0x2000, libc::MADV_DONTFORK, false),
+            (low, 0x1000, libc::MADV_DONTNEED, false),
+            (low, 0x1000, libc::MADV_MERGEABLE, false),
+            (high, 0x1000, libc::MADV_MERGEABLE, true),
+            (high, 0x1000, libc::MADV_DONTFORK, false),
+            (low, high - low, libc::MADV_DONTFORK, false),
+        ] {
+            assert_eq!(stops(start, len, advice), !is_told, "{start:#x} {len:#x}");
+        }
+        let moved = run(&program, NATIVE, MREMAP, [low, 0x1000, 10]);
+        assert_eq!(moved, libc::SECCOMP_RET_USER_NOTIF);
+    }
+
     #[test]
     fn only_calls_near_mapped_memory_are_told_of() {
         let ranges = [
             (0x5555_0000_0000, 0x5555_0010_0000),
             (0x7fff_ffff_0000, 0x8000_0001_0000),
         ];
-        let program = program(&ranges);
+        let program = program(&guarded(&ranges, &[]));
         let stops = |nr, args| run(&program, NATIVE, nr, args) == libc::SECCOMP_RET_USER_NOTIF;
         for (start, behind) in ranges {
             for (from, len, is_near) in [
@@ -283,7 +389,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn all_calls_that_stop_are_watched_for_interruptions() {
-        let program = program(&[(0, u64::MAX - 1)]);
+        let program = program(&guarded(&[(0, u64::MAX - 1)], &[]));
         for nr in 0..2048 {
             let is_watched = probe_ebpf::GUARDED_CALLS.contains(&nr);
             let stops = (0..256).any(|advice| {
@@ -299,6 +405,7 @@ mod tests {
     fn the_kernel_takes_the_largest() {
         const MOST_INSTRUCTIONS: usize = 4096;
         let ranges: Vec<_> = (1..=64).map(|n| (n << 32, (n << 32) + 4096)).collect();
-        assert!(program(&ranges).len() < MOST_INSTRUCTIONS);
+        let traits: Vec<_> = (0..1000).map(|n| told(n << 32, 4096, 15)).collect();
+        assert!(program(&guarded(&ranges, &traits)).len() < MOST_INSTRUCTIONS);
     }
 }

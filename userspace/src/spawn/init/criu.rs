@@ -78,7 +78,7 @@ impl Init<'_> {
         let criu_socket = self.plan.memory().end;
         let prepared = || -> io::Result<()> {
             if let Some(guarded) = &self.plan.guarded {
-                let listener = sys::seccomp::listen(&filter::program(&guarded.ranges))?;
+                let listener = sys::seccomp::listen(&filter::program(guarded))?;
                 send_descriptor(socket.as_fd(), listener.as_fd())?;
             }
             sys::place(socket.as_raw_fd(), criu_socket)?;
