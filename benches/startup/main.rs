@@ -155,7 +155,14 @@ fn main() {
         let unknown = arguments
             .iter()
             .find(|name| SUITE.iter().all(|entry| entry.name != **name));
-        assert_eq!(unknown, None, "no server of the suite is called so");
+        if let Some(unknown) = unknown {
+            let names: Vec<_> = SUITE.iter().map(|entry| entry.name).collect();
+            eprintln!(
+                "no server of the suite is called {unknown:?}; there are: {}",
+                names.join(", ")
+            );
+            std::process::exit(2);
+        }
         for entry in &SUITE {
             if arguments.is_empty() || arguments.iter().any(|name| name == entry.name) {
                 measure(entry, &runs);
