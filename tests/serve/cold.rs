@@ -52,43 +52,16 @@ fn a_stale_image_is_captured_again_and_rolled_in() {
     served.end();
 }
 
-/// Waits for connections by epoll, as most servers do; answers how often it was asked.
-const ASYNCHRONOUS: &str = r#"
-import asyncio, sys
-asked = int(sys.argv[2])
-async def serve(reader, writer):
-    global asked
-    try:
-        while await reader.readuntil(b"\r\n\r\n"):
-            asked += 1
-            text = str(asked)
-            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n"
-            writer.write((head + text).encode())
-            await writer.drain()
-    except asyncio.IncompleteReadError:
-        writer.close()
-async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
-    await server.serve_forever()
-asyncio.run(main())
-"#;
-
 #[test]
 fn a_new_image_takes_all_new_connections() {
     let mut served = Served::new();
-    let script = served.workspace.write("server.py", ASYNCHRONOUS);
-    let captured = free_port().to_string();
-    let capture = |served: &Served, begin: &str| {
-        let words = ["capture", "--name", "site", "--", "/usr/bin/python3"];
-        let words = words.into_iter().chain([&*script, &captured, begin]);
-        served.workspace.run(words);
-    };
-    capture(&served, "0");
+    let captured = free_port();
+    served.capture_asynchronous(captured, "0");
     served.start("drain = '20s'\nrecapture = false");
     let mut client = Client::connect(served.port);
     assert_eq!(client.ask(), "1");
     served.wait_for("woken", 1);
-    capture(&served, "1000");
+    served.capture_asynchronous(captured, "1000");
     served.signal(Signal::SIGHUP);
     let woken = served.wait_for("woken", 2);
     assert_eq!(woken[1]["cause"], "image");

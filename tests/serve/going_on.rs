@@ -3,6 +3,7 @@
 use std::{fs, net::TcpStream, thread};
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use super::{Client, Served};
 use crate::support::{ask, describe, expect, free_port, wait_until};
@@ -63,6 +64,45 @@ fn another_gateway_takes_over_sockets_and_instances() {
             output => Err(describe(&output)),
         }
     });
+    served.end();
+}
+
+#[test]
+fn what_is_to_end_does_so_under_another_gateway() {
+    let mut served = Served::new();
+    let captured = free_port();
+    served.capture_asynchronous(captured, "0");
+    let site = "idle = 'never'\ndrain = '60s'\nrecapture = false";
+    served.start(site);
+    let mut client = Client::connect(served.port);
+    client.ask();
+    served.wait_for("woken", 1);
+    served.capture_asynchronous(captured, "1000");
+    served.signal(Signal::SIGHUP);
+    let is_leaving = |served: &Served| {
+        wait_until("the first to leave", || {
+            let status = served.status();
+            let (serving, leaving) = (&status["serving"], &status["leaving"]);
+            match (serving, leaving) == (&json!(["site-2"]), &json!(["site-1"])) {
+                true => Ok(()),
+                false => Err(status.to_string()),
+            }
+        });
+    };
+    is_leaving(&served);
+    for (number, signal) in [(1, Signal::SIGKILL), (2, Signal::SIGUSR2)] {
+        served.leave(signal);
+        served.start(site);
+        let adopted = served.wait_for("adopted", number);
+        assert_eq!(adopted.len(), number, "{adopted:?}");
+        is_leaving(&served);
+        assert!(client.ask().parse::<u32>().unwrap() < 1000);
+        assert!(Client::connect(served.port).ask().parse::<u32>().unwrap() > 1000);
+    }
+    drop(client);
+    let ended = served.wait_for("ended", 1);
+    let first = (&ended[0]["instance"], &ended[0]["cause"]);
+    assert_eq!(first, (&"site-1".into(), &"image".into()));
     served.end();
 }
 

@@ -46,6 +46,27 @@ class Server(http.server.ThreadingHTTPServer):
 Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 "#;
 
+/// Waits for connections by epoll, as most servers do; answers how often it was asked.
+const ASYNCHRONOUS: &str = r#"
+import asyncio, sys
+asked = int(sys.argv[2])
+async def serve(reader, writer):
+    global asked
+    try:
+        while await reader.readuntil(b"\r\n\r\n"):
+            asked += 1
+            text = str(asked)
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n"
+            writer.write((head + text).encode())
+            await writer.drain()
+    except asyncio.IncompleteReadError:
+        writer.close()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
+    await server.serve_forever()
+asyncio.run(main())
+"#;
+
 /// Sites and their gateway.
 struct Served {
     workspace: Workspace,
@@ -120,11 +141,15 @@ impl Served {
         journal::wait_for(&self.log(), kind, count)
     }
 
+    /// How the only site does.
+    fn status(&self) -> Value {
+        serde_json::from_str(&self.workspace.run(["top", "--json"])).unwrap()
+    }
+
     /// Waits until an instance of the only site stands by.
     fn wait_for_standby(&self) {
         wait_until("one to stand by", || {
-            let status = self.workspace.run(["top", "--json"]);
-            let status: Value = serde_json::from_str(&status).unwrap();
+            let status = self.status();
             match status["standing_by"].as_array().unwrap().len() {
                 1 => Ok(()),
                 _ => Err(status.to_string()),
@@ -148,6 +173,15 @@ impl Served {
         let words = words.into_iter().chain([&*script, &captured]);
         self.workspace.run(words);
         script
+    }
+
+    /// Captures a server that waits by epoll as the image `site`; it has been asked that often.
+    fn capture_asynchronous(&self, captured: u16, asked: &str) {
+        let script = self.workspace.write("asynchronous.py", ASYNCHRONOUS);
+        let captured = captured.to_string();
+        let words = ["capture", "--name", "site", "--", "/usr/bin/python3"];
+        let words = words.into_iter().chain([&*script, &captured, asked]);
+        self.workspace.run(words);
     }
 
     /// Has an image lack its memory.

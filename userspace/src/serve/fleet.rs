@@ -110,11 +110,14 @@ impl Fleet {
 
     /// Goes on with an instance that was brought up by another gateway.
     pub fn adopt(&mut self, mut running: Running) {
+        go_on(&running);
+        if let Some(cause) = running.leaving() {
+            return self.dismiss(running, cause);
+        }
         self.tell(What::Adopted {
             instance: running.record().id.clone(),
         });
         self.limit(&mut running);
-        go_on(&running);
         self.serving.push(running);
     }
 
@@ -339,9 +342,17 @@ impl Fleet {
 
     /// Has an instance take no more connections, and end when it has none any more.
     fn dismiss(&mut self, running: Running, cause: Cause) {
-        let socket = self.socket.descriptor.as_fd();
-        if let Err(error) = drain::take_no_more(running.record().init, socket) {
-            tracing::debug!("{} still takes connections: {error}", running.record().id);
+        let (record, socket) = (running.record(), self.socket.descriptor.as_fd());
+        // First: another gateway must not take a deaf instance for one that serves.
+        match running.set_leaving(&cause) {
+            Err(error) => self.tell(What::Warned {
+                text: chain(&error),
+            }),
+            Ok(()) => {
+                if let Err(error) = drain::take_no_more(record.init, socket) {
+                    tracing::debug!("{} still takes connections: {error}", record.id);
+                }
+            }
         }
         self.leaving.push(Leaving {
             running,
