@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{Client, Served};
-use crate::support::{ask, describe, expect, free_port, wait_until};
+use crate::support::{ask, describe, expect, fixture, free_port, wait_until};
 
 #[test]
 fn another_gateway_takes_over_sockets_and_instances() {
@@ -104,6 +104,34 @@ fn what_is_to_end_does_so_under_another_gateway() {
     let first = (&ended[0]["instance"], &ended[0]["cause"]);
     assert_eq!(first, (&"site-1".into(), &"image".into()));
     served.end();
+}
+
+#[test]
+fn a_site_that_gets_another_name_listens_on() {
+    let mut served = Served::new();
+    let text = served.workspace.write("text", "1");
+    let script = fixture("plain/reader.py");
+    let [captured, path] =
+        ["captured.sock", "site.sock"].map(|name| served.workspace.path().join(name));
+    let words = ["capture", "--name", "reader", "--", "/usr/bin/python3"];
+    let words = words
+        .into_iter()
+        .chain([&*script, captured.to_str().unwrap(), &text]);
+    served.workspace.run(words);
+    let site = |name: &str| {
+        let path = path.display();
+        format!("[site.{name}]\nimage = 'reader'\nlisten = '{path}'")
+    };
+    served.start_text(&site("before"), 1);
+    let client = ask::Client::HttpOverUnix(path.clone());
+    assert_eq!(client.ask().unwrap(), "200 1");
+    served.workspace.write("serve.toml", &site("after"));
+    served.signal(Signal::SIGHUP);
+    served.wait_for("listening", 2);
+    assert_eq!(client.ask().unwrap(), "200 1");
+    assert_eq!(served.leave(Signal::SIGTERM), Some(0));
+    assert!(!path.exists());
+    served.workspace.assert_clean();
 }
 
 #[test]

@@ -11,9 +11,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::unix::AsyncFd;
 
-use super::{
-    Instance, InstanceError, LEAVING, OUTPUT, Record, discard, read, read_status, write,
-};
+use super::{Instance, InstanceError, LEAVING, OUTPUT, Record, discard, read, read_status, write};
 use crate::sys;
 
 /// The last lines of a log.
