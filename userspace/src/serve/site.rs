@@ -217,8 +217,8 @@ impl Site {
             .then(|| Instant::now() + LEAVING_INTERVAL);
         let retry = [self.paused_until, self.no_standby_until];
         let retry = retry.into_iter().flatten().max();
-        let retry = retry.filter(|_| self.fleet.lacks_standby());
         let settled = self.settled_at;
+        let retry = retry.filter(|_| self.fleet.lacks_standby() && settled.is_none());
         if self.fleet.is_asleep() {
             return [leaving, retry, settled].into_iter().flatten().min();
         }
