@@ -14,6 +14,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     process::Stdio,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -350,6 +351,35 @@ fn an_instance_that_stands_by_goes_on() {
         served.wait_for("ended", round);
     }
     served.wait_for_standby();
+    served.end();
+}
+
+#[test]
+fn no_more_instances_serve_than_may_although_one_is_to_stand_by() {
+    let mut served = Served::new();
+    served.start("standby = 1\nidle = 'never'");
+    let (port, is_over) = (served.port, AtomicBool::new(false));
+    let mut found = vec![];
+    thread::scope(|scope| {
+        let ask = || {
+            while !is_over.load(Ordering::Relaxed) {
+                ask::get(port, "/").unwrap();
+            }
+        };
+        for _ in 0..8 {
+            scope.spawn(ask);
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(3) {
+            found.push(served.status());
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    for status in found {
+        let count = |kind: &str| status[kind].as_array().unwrap().len();
+        assert!(count("serving") <= 1 && count("leaving") <= 1, "{status}");
+    }
+    assert_eq!(served.events("woken").len(), 1);
     served.end();
 }
 

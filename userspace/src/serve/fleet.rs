@@ -184,24 +184,25 @@ impl Fleet {
         })
     }
 
-    /// Restores and freezes instances until enough stand by.
+    /// Restores and freezes one more instance. Returns whether it stands by: else it has accepted a
+    /// connection before it could be stopped.
     ///
     /// # Errors
     /// Why the image cannot be restored.
-    pub async fn stand_by(&mut self) -> Result<(), ColdReason> {
-        while self.lacks_standby() {
-            let mut waking = self.shared.wake(&self.name, Cause::Connection);
-            let running = self.restore(&mut waking).await?;
-            if self.stand_still(&running).await.unwrap_or(false) {
-                prefault(running.record().init).await;
-                self.standing_by.push(running);
-                continue;
-            }
-            // It has accepted a connection before it could be stopped.
-            go_on(&running);
-            self.serve(waking, How::Restored, running);
+    pub async fn stand_by(&mut self) -> Result<bool, ColdReason> {
+        let mut waking = self.shared.wake(&self.name, Cause::Connection);
+        let running = self.restore(&mut waking).await?;
+        if self.stand_still(&running).await.unwrap_or(false) {
+            prefault(running.record().init).await;
+            self.standing_by.push(running);
+            return Ok(true);
         }
-        Ok(())
+        go_on(&running);
+        match self.may_grow() {
+            true => self.serve(waking, How::Restored, running),
+            false => self.dismiss(running, Cause::Calm),
+        }
+        Ok(false)
     }
 
     /// Finds the image, if it is to be restored.

@@ -40,6 +40,10 @@ const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 /// answers.
 const SETTLING: Duration = Duration::from_millis(100);
 
+/// How long none is restored to stand by after one was asked before it stood still: under load, the next
+/// one would be too.
+const ASKED_PAUSE: Duration = Duration::from_secs(10);
+
 /// How often it is looked whether the image is stale, at most.
 const STALE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -109,7 +113,7 @@ pub struct Site {
     settled_at: Option<Instant>,
     /// When it was looked last whether the image is stale.
     looked: Option<Instant>,
-    /// Until when none is restored to stand by, after that has failed.
+    /// Until when none is restored to stand by, after one could not, or was asked too soon.
     no_standby_until: Option<Instant>,
 }
 
@@ -155,14 +159,11 @@ impl Site {
     pub async fn run(mut self) {
         loop {
             // After what has happened: nobody waits for it.
-            if self.is_to_stand_by()
-                && let Err(reason) = self.fleet.stand_by().await
+            if self
+                .stand_by_at()
+                .is_some_and(|time| Instant::now() >= time)
             {
-                self.no_standby_until = Some(Instant::now() + PAUSES[1]);
-                self.fleet.tell(What::Warned {
-                    text: format!("no instance can stand by: {reason}"),
-                });
-                self.recapture_for(&reason);
+                self.stand_by().await;
             }
             match self.next().await {
                 Seen::Connection if self.is_paused() => {
@@ -215,12 +216,9 @@ impl Site {
             .fleet
             .has_leaving()
             .then(|| Instant::now() + LEAVING_INTERVAL);
-        let retry = [self.paused_until, self.no_standby_until];
-        let retry = retry.into_iter().flatten().max();
-        let settled = self.settled_at;
-        let retry = retry.filter(|_| self.fleet.lacks_standby() && settled.is_none());
+        let (stand_by, settled) = (self.stand_by_at(), self.settled_at);
         if self.fleet.is_asleep() {
-            return [leaving, retry, settled].into_iter().flatten().min();
+            return [leaving, stand_by, settled].into_iter().flatten().min();
         }
         let Config { idle, max_life, .. } = &self.fleet.config;
         let oldest = self
@@ -238,8 +236,32 @@ impl Site {
             // Nothing tells when a Unix socket has no connection any more.
             None => Some(Instant::now() + (idle / 4).max(LEAST_INTERVAL)),
         });
-        let all = [leaving, retry, settled, old, idle];
+        let all = [leaving, stand_by, settled, old, idle];
         all.into_iter().flatten().min()
+    }
+
+    /// When one more instance is to be restored to stand by.
+    fn stand_by_at(&self) -> Option<Instant> {
+        let is_lacking = self.fleet.lacks_standby() && self.settled_at.is_none();
+        let pauses = [self.paused_until, self.no_standby_until];
+        let until = pauses.into_iter().flatten().max();
+        is_lacking.then(|| until.unwrap_or_else(Instant::now))
+    }
+
+    /// Has one more instance stand by.
+    async fn stand_by(&mut self) {
+        let pause = match self.fleet.stand_by().await {
+            Ok(true) => return,
+            Ok(false) => ASKED_PAUSE,
+            Err(reason) => {
+                self.fleet.tell(What::Warned {
+                    text: format!("no instance can stand by: {reason}"),
+                });
+                self.recapture_for(&reason);
+                PAUSES[1]
+            }
+        };
+        self.no_standby_until = Some(Instant::now() + pause);
     }
 
     /// Does what it is time for.
@@ -495,13 +517,6 @@ impl Site {
     fn is_paused(&self) -> bool {
         self.paused_until
             .is_some_and(|until| Instant::now() < until)
-    }
-
-    fn is_to_stand_by(&self) -> bool {
-        let is_early = self
-            .no_standby_until
-            .is_some_and(|until| Instant::now() < until);
-        !self.is_paused() && !is_early && self.settled_at.is_none()
     }
 
     fn exited(&mut self, number: usize) {
