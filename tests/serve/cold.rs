@@ -1,6 +1,6 @@
 //! Sites whose images are stale or work no more.
 
-use std::fs;
+use std::{fs, net::TcpStream};
 
 use nix::sys::signal::Signal;
 
@@ -130,6 +130,45 @@ fn a_site_that_is_told_not_to_is_not_captured_again() {
     drop(client);
     served.wait_for("ended", 4);
     assert!(served.events("recaptured").is_empty() && served.events("not-recaptured").is_empty());
+    served.end();
+}
+
+/// Takes its time to start and does not end when it is asked to.
+const SLOW: &str = r#"
+import http.server, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(1)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"#;
+
+/// Captures it as the image `site`.
+fn capture_slow(served: &Served, captured: u16) {
+    let script = served.workspace.write("slow.py", SLOW);
+    let words = ["capture", "--name", "site", "--", "/usr/bin/python3"];
+    let captured = captured.to_string();
+    let words = words.into_iter().chain([&*script, &captured]);
+    served.workspace.run(words);
+}
+
+#[test]
+fn what_comes_up_cold_while_the_gateway_ends_is_ended_too() {
+    let mut served = Served::new();
+    capture_slow(&served, free_port());
+    served.damage("site");
+    served.start("grace = '3s'\nconnections = 1\nmax = 2\nrecapture = false");
+    let connect = || TcpStream::connect(("127.0.0.1", served.port)).unwrap();
+    let _first = connect();
+    served.wait_for("woken", 1);
+    // It serves on, while another one is started and after.
+    let _second = connect();
+    served.wait_for("cold", 2);
     served.end();
 }
 

@@ -176,11 +176,23 @@ impl Site {
                 Seen::Started(started) => self.started(*started).await,
                 Seen::Recaptured(outcome) => self.recaptured(outcome).await,
                 Seen::Time => self.look().await,
-                Seen::Order(None) => return self.fleet.leave(false).await,
-                Seen::Order(Some(Order::Leave { keep })) => return self.fleet.leave(keep).await,
+                Seen::Order(None) => return self.leave(false).await,
+                Seen::Order(Some(Order::Leave { keep })) => return self.leave(keep).await,
                 Seen::Order(Some(order)) => self.obey(order).await,
             }
         }
+    }
+
+    /// Ends the site.
+    async fn leave(mut self, keep: bool) {
+        self.starting.abort_all();
+        while let Some(ended) = self.starting.join_next().await {
+            // One that has come up meanwhile is an instance like the others.
+            if let Ok(started) = ended {
+                self.take(started);
+            }
+        }
+        self.fleet.leave(keep).await;
     }
 
     async fn next(&mut self) -> Seen {
@@ -395,8 +407,15 @@ impl Site {
         });
     }
 
-    /// Has an instance serve that was started cold.
+    /// Goes on after a cold start.
     async fn started(&mut self, started: Started) {
+        self.take(started);
+        self.look().await;
+        self.answer_waiting();
+    }
+
+    /// Has an instance serve that was started cold.
+    fn take(&mut self, started: Started) {
         let Started {
             waking,
             retires,
@@ -409,11 +428,9 @@ impl Site {
                 self.fleet.serve(waking, How::Cold, running);
                 self.fleet.retire(cause, &retires);
                 self.wakes += 1;
-                self.look().await;
             }
             Err(error) => self.fail(&chain(&error)),
         }
-        self.answer_waiting();
     }
 
     /// Answers those who wait for the site to be up, unless it is still being started.
