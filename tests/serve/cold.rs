@@ -1,6 +1,10 @@
 //! Sites whose images are stale or work no more.
 
-use std::{fs, net::TcpStream};
+use std::{
+    fs,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 
@@ -169,6 +173,22 @@ fn what_comes_up_cold_while_the_gateway_ends_is_ended_too() {
     // It serves on, while another one is started and after.
     let _second = connect();
     served.wait_for("cold", 2);
+    served.end();
+}
+
+#[test]
+fn no_site_waits_for_the_end_of_what_stands_by() {
+    let mut served = Served::new();
+    let captured = free_port();
+    capture_slow(&served, captured);
+    served.start("grace = '30s'\nstandby = 1\nrecapture = false");
+    served.wait_for_standby();
+    capture_slow(&served, captured);
+    served.signal(Signal::SIGHUP);
+    served.wait_for("ended", 1);
+    let begun = Instant::now();
+    served.wait_for_standby();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{begun:?}");
     served.end();
 }
 

@@ -363,8 +363,8 @@ impl Fleet {
     }
 
     /// The instances that serve or stand by and are not of the image that there is now; those that stand by
-    /// are ended.
-    pub async fn outdated(&mut self) -> Vec<String> {
+    /// are ended: nobody has ever asked them.
+    pub fn outdated(&mut self) -> Vec<String> {
         let Ok(image) = self.image() else {
             return vec![];
         };
@@ -372,7 +372,7 @@ impl Fleet {
             |running: &Running| running.record().image.as_deref() == Some(image.digest.as_str());
         let is_old = |running: &mut Running| !is_of_image(running);
         for running in self.standing_by.extract_if(.., is_old).collect::<Vec<_>>() {
-            self.end(running, Cause::Image).await;
+            self.kill(running, Cause::Image);
         }
         let old = self.serving.iter().filter(|running| !is_of_image(running));
         old.map(|running| running.record().id.clone()).collect()
@@ -413,29 +413,37 @@ impl Fleet {
         pids.any(|pid| accepted::has_accepted(pid, &self.socket.listener))
     }
 
-    /// Ends an instance; one that stands still at once.
+    /// Ends an instance, within the time that it has for that.
     async fn end(&mut self, running: Running, cause: Cause) {
-        while self.ending.try_join_next().is_some() {}
-        self.tell(What::Ended {
-            instance: running.record().id.clone(),
-            cause,
-            lived: running.since.elapsed(),
-            connections: self.connections(None).taken as u64,
-        });
         let grace = self.config.grace;
         if grace.is_zero() {
-            // What comes from now on is for the next one.
-            self.ending.spawn_local(async move {
-                let _ = running.stop(grace).await;
-            });
-            return;
+            return self.kill(running, cause);
         }
+        self.tell_end(&running, cause);
         go_on(&running);
         if let Err(error) = running.stop(grace).await {
             self.tell(What::Warned {
                 text: chain(&error),
             });
         }
+    }
+
+    /// Ends an instance that stands still, where it stands. What comes from now on is for the next one.
+    fn kill(&mut self, running: Running, cause: Cause) {
+        while self.ending.try_join_next().is_some() {}
+        self.tell_end(&running, cause);
+        self.ending.spawn_local(async move {
+            let _ = running.stop(Duration::ZERO).await;
+        });
+    }
+
+    fn tell_end(&self, running: &Running, cause: Cause) {
+        self.tell(What::Ended {
+            instance: running.record().id.clone(),
+            cause,
+            lived: running.since.elapsed(),
+            connections: self.connections(None).taken as u64,
+        });
     }
 
     /// How it does, but for what the site itself knows.

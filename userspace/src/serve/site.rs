@@ -509,7 +509,7 @@ impl Site {
     /// Has instances of the image that there is now take the place of all others.
     async fn renew(&mut self) {
         self.no_standby_until = None;
-        let old = self.fleet.outdated().await;
+        let old = self.fleet.outdated();
         self.replace(Cause::Image, old).await;
     }
 
