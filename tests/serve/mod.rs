@@ -451,6 +451,17 @@ fn a_site_that_fails_harms_no_other() {
         assert_eq!(failed.len(), number, "{failed:?}");
         assert_eq!(failed[number - 1]["pause_ms"], pause_ms);
     }
+    // It has served since.
+    wait_until("it to sleep", || {
+        match served.workspace.warmimg(["sleep", "site"]).output() {
+            Ok(output) if output.status.success() => Ok(()),
+            output => Err(format!("{output:?}")),
+        }
+    });
+    let top = served.workspace.run(["top", "--json"]);
+    let mut sites = top.lines().map(|line| serde_json::from_str(line).unwrap());
+    let site: Value = sites.find(|site: &Value| site["site"] == "site").unwrap();
+    assert_eq!(site["failures"], 0);
     served.end();
 }
 

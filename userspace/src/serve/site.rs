@@ -308,9 +308,7 @@ impl Site {
                     false => self.fleet.reduce(Cause::Calm),
                 }
             } else if idle.zip(idle_since).is_some_and(is_over) {
-                // It has served, and did not fail.
-                self.failures = 0;
-                return self.fleet.sleep(Cause::Idle).await;
+                return self.sleep(Cause::Idle).await;
             } else {
                 return;
             }
@@ -350,7 +348,7 @@ impl Site {
                 self.answer_waiting();
             }
             Order::Sleep(answer) => {
-                self.fleet.sleep(Cause::Asked).await;
+                self.sleep(Cause::Asked).await;
                 let said = match self.fleet.is_asleep() {
                     true => Ok(vec![]),
                     false => Err("it has connections".to_owned()),
@@ -358,6 +356,15 @@ impl Site {
                 let _ = answer.send(said);
             }
         }
+    }
+
+    /// Ends what serves, unless it has a connection.
+    async fn sleep(&mut self, cause: Cause) {
+        if !self.fleet.is_asleep() {
+            // It has served, and did not fail.
+            self.failures = 0;
+        }
+        self.fleet.sleep(cause).await;
     }
 
     fn status(&self) -> Status {
