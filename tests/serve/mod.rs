@@ -351,6 +351,15 @@ fn an_instance_that_stands_by_goes_on() {
         served.wait_for("ended", round);
     }
     served.wait_for_standby();
+    let gateway = served.gateway.as_ref().unwrap().0.id();
+    wait_until("none but the keeper and the instance", || {
+        let children = fs::read_to_string(format!("/proc/{gateway}/task/{gateway}/children"));
+        let children = children.unwrap();
+        match children.split_whitespace().count() {
+            2 => Ok(()),
+            _ => Err(children),
+        }
+    });
     served.end();
 }
 

@@ -193,7 +193,12 @@ impl Fleet {
         let mut waking = self.shared.wake(&self.name, Cause::Connection);
         let running = self.restore(&mut waking).await?;
         if self.stand_still(&running).await.unwrap_or(false) {
-            prefault(running.record().init).await;
+            let prefaulted = prefault(running.record().init);
+            tokio::task::spawn_local(async move {
+                if let Err(error) = prefaulted.await {
+                    tracing::debug!("no page is mapped in advance: {error}");
+                }
+            });
             self.standing_by.push(running);
             return Ok(true);
         }
