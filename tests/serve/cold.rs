@@ -1,6 +1,10 @@
 //! Sites whose images are stale or work no more.
 
-use std::fs;
+use std::{
+    fs,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 
@@ -52,43 +56,16 @@ fn a_stale_image_is_captured_again_and_rolled_in() {
     served.end();
 }
 
-/// Waits for connections by epoll, as most servers do; answers how often it was asked.
-const ASYNCHRONOUS: &str = r#"
-import asyncio, sys
-asked = int(sys.argv[2])
-async def serve(reader, writer):
-    global asked
-    try:
-        while await reader.readuntil(b"\r\n\r\n"):
-            asked += 1
-            text = str(asked)
-            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n"
-            writer.write((head + text).encode())
-            await writer.drain()
-    except asyncio.IncompleteReadError:
-        writer.close()
-async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
-    await server.serve_forever()
-asyncio.run(main())
-"#;
-
 #[test]
 fn a_new_image_takes_all_new_connections() {
     let mut served = Served::new();
-    let script = served.workspace.write("server.py", ASYNCHRONOUS);
-    let captured = free_port().to_string();
-    let capture = |served: &Served, begin: &str| {
-        let words = ["capture", "--name", "site", "--", "/usr/bin/python3"];
-        let words = words.into_iter().chain([&*script, &captured, begin]);
-        served.workspace.run(words);
-    };
-    capture(&served, "0");
+    let captured = free_port();
+    served.capture_asynchronous(captured, "0");
     served.start("drain = '20s'\nrecapture = false");
     let mut client = Client::connect(served.port);
     assert_eq!(client.ask(), "1");
     served.wait_for("woken", 1);
-    capture(&served, "1000");
+    served.capture_asynchronous(captured, "1000");
     served.signal(Signal::SIGHUP);
     let woken = served.wait_for("woken", 2);
     assert_eq!(woken[1]["cause"], "image");
@@ -157,6 +134,61 @@ fn a_site_that_is_told_not_to_is_not_captured_again() {
     drop(client);
     served.wait_for("ended", 4);
     assert!(served.events("recaptured").is_empty() && served.events("not-recaptured").is_empty());
+    served.end();
+}
+
+/// Takes its time to start and does not end when it is asked to.
+const SLOW: &str = r#"
+import http.server, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(1)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"#;
+
+/// Captures it as the image `site`.
+fn capture_slow(served: &Served, captured: u16) {
+    let script = served.workspace.write("slow.py", SLOW);
+    let words = ["capture", "--name", "site", "--", "/usr/bin/python3"];
+    let captured = captured.to_string();
+    let words = words.into_iter().chain([&*script, &captured]);
+    served.workspace.run(words);
+}
+
+#[test]
+fn what_comes_up_cold_while_the_gateway_ends_is_ended_too() {
+    let mut served = Served::new();
+    capture_slow(&served, free_port());
+    served.damage("site");
+    served.start("grace = '3s'\nconnections = 1\nmax = 2\nrecapture = false");
+    let connect = || TcpStream::connect(("127.0.0.1", served.port)).unwrap();
+    let _first = connect();
+    served.wait_for("woken", 1);
+    // It serves on, while another one is started and after.
+    let _second = connect();
+    served.wait_for("cold", 2);
+    served.end();
+}
+
+#[test]
+fn no_site_waits_for_the_end_of_what_stands_by() {
+    let mut served = Served::new();
+    let captured = free_port();
+    capture_slow(&served, captured);
+    served.start("grace = '30s'\nstandby = 1\nrecapture = false");
+    served.wait_for_standby();
+    capture_slow(&served, captured);
+    served.signal(Signal::SIGHUP);
+    served.wait_for("ended", 1);
+    let begun = Instant::now();
+    served.wait_for_standby();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{begun:?}");
     served.end();
 }
 

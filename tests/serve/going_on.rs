@@ -3,9 +3,10 @@
 use std::{fs, net::TcpStream, thread};
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use super::{Client, Served};
-use crate::support::{ask, describe, expect, free_port, wait_until};
+use crate::support::{ask, describe, expect, fixture, free_port, wait_until};
 
 #[test]
 fn another_gateway_takes_over_sockets_and_instances() {
@@ -64,6 +65,73 @@ fn another_gateway_takes_over_sockets_and_instances() {
         }
     });
     served.end();
+}
+
+#[test]
+fn what_is_to_end_does_so_under_another_gateway() {
+    let mut served = Served::new();
+    let captured = free_port();
+    served.capture_asynchronous(captured, "0");
+    let site = "idle = 'never'\ndrain = '60s'\nrecapture = false";
+    served.start(site);
+    let mut client = Client::connect(served.port);
+    client.ask();
+    served.wait_for("woken", 1);
+    served.capture_asynchronous(captured, "1000");
+    served.signal(Signal::SIGHUP);
+    let is_leaving = |served: &Served| {
+        wait_until("the first to leave", || {
+            let status = served.status();
+            let (serving, leaving) = (&status["serving"], &status["leaving"]);
+            match (serving, leaving) == (&json!(["site-2"]), &json!(["site-1"])) {
+                true => Ok(()),
+                false => Err(status.to_string()),
+            }
+        });
+    };
+    is_leaving(&served);
+    for (number, signal) in [(1, Signal::SIGKILL), (2, Signal::SIGUSR2)] {
+        served.leave(signal);
+        served.start(site);
+        let adopted = served.wait_for("adopted", number);
+        assert_eq!(adopted.len(), number, "{adopted:?}");
+        is_leaving(&served);
+        assert!(client.ask().parse::<u32>().unwrap() < 1000);
+        assert!(Client::connect(served.port).ask().parse::<u32>().unwrap() > 1000);
+    }
+    drop(client);
+    let ended = served.wait_for("ended", 1);
+    let first = (&ended[0]["instance"], &ended[0]["cause"]);
+    assert_eq!(first, (&"site-1".into(), &"image".into()));
+    served.end();
+}
+
+#[test]
+fn a_site_that_gets_another_name_listens_on() {
+    let mut served = Served::new();
+    let text = served.workspace.write("text", "1");
+    let script = fixture("plain/reader.py");
+    let [captured, path] =
+        ["captured.sock", "site.sock"].map(|name| served.workspace.path().join(name));
+    let words = ["capture", "--name", "reader", "--", "/usr/bin/python3"];
+    let words = words
+        .into_iter()
+        .chain([&*script, captured.to_str().unwrap(), &text]);
+    served.workspace.run(words);
+    let site = |name: &str| {
+        let path = path.display();
+        format!("[site.{name}]\nimage = 'reader'\nlisten = '{path}'")
+    };
+    served.start_text(&site("before"), 1);
+    let client = ask::Client::HttpOverUnix(path.clone());
+    assert_eq!(client.ask().unwrap(), "200 1");
+    served.workspace.write("serve.toml", &site("after"));
+    served.signal(Signal::SIGHUP);
+    served.wait_for("listening", 2);
+    assert_eq!(client.ask().unwrap(), "200 1");
+    assert_eq!(served.leave(Signal::SIGTERM), Some(0));
+    assert!(!path.exists());
+    served.workspace.assert_clean();
 }
 
 #[test]

@@ -27,11 +27,13 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// None of either.
-    pub const MAX: Self = Self {
-        cpus: Some(Cpus::MAX),
-        memory: Some(Memory(None)),
-    };
+    /// What to set so that these hold and none of those before does.
+    pub fn instead_of(self, before: Self) -> Self {
+        Self {
+            cpus: self.cpus.or(before.cpus.and(Some(Cpus::MAX))),
+            memory: self.memory.or(before.memory.and(Some(Memory(None)))),
+        }
+    }
 }
 
 /// What is set, and what is used.
@@ -186,6 +188,20 @@ mod tests {
 
     fn cpus(text: &str) -> Cpus {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_limit_that_is_no_longer_there_is_lifted() {
+        let (half, some) = (Some(cpus("0.5")), Some(Memory(Some(1 << 20))));
+        let limits = |cpus, memory| Limits { cpus, memory };
+        let instead = |now: Limits| now.instead_of(limits(half, some));
+        let (no_cpus, no_memory) = (Some(Cpus::MAX), Some(Memory(None)));
+        assert_eq!(instead(limits(half, None)), limits(half, no_memory));
+        assert_eq!(instead(limits(None, some)), limits(no_cpus, some));
+        assert_eq!(instead(Limits::default()), limits(no_cpus, no_memory));
+        // What was never limited stays as it is.
+        let now = limits(half, None).instead_of(Limits::default());
+        assert_eq!(now, limits(half, None));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! ├── instance.json   what it is; there once it runs
 //! ├── output.log      what the server wrote, if it is detached
 //! ├── exit            its wait status, once it ended
+//! ├── leaving.json    why it is to end, once it takes no more connections
 //! ├── guard.json      what the guard of its memory has done, if that is mapped
 //! └── work            CRIU's log and statistics
 //! ```
@@ -26,7 +27,7 @@ use rustix::{
     fs::{FlockOperation, flock},
     process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::{limit::LimitError, running::Running};
 use crate::{
@@ -43,6 +44,7 @@ use crate::{
 
 const RECORD: &str = "instance.json";
 const OUTPUT: &str = "output.log";
+const LEAVING: &str = "leaving.json";
 
 /// Why an instance cannot be found or managed.
 #[derive(Debug, thiserror::Error)]
@@ -194,7 +196,7 @@ impl Folder {
     /// # Errors
     /// [`InstanceError::Write`].
     pub fn publish(&self, record: &Record) -> Result<(), InstanceError> {
-        write_record(&self.path, record)
+        write(&self.path, RECORD, record)
     }
 
     /// Leaves the folder to init and to those who stop the instance.
@@ -231,18 +233,22 @@ fn discard(folder: &Path) -> io::Result<()> {
     fs::remove_dir_all(folder)
 }
 
-fn write_record(folder: &Path, record: &Record) -> Result<(), InstanceError> {
-    let path = folder.join(RECORD);
-    let bytes = serde_json::to_vec(record).unwrap_or_default();
+fn write(folder: &Path, name: &str, value: &impl Serialize) -> Result<(), InstanceError> {
+    let path = folder.join(name);
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
     // Others may write it at the same time.
-    let aside = folder.join(format!(".instance.json.{}", std::process::id()));
+    let aside = folder.join(format!(".{name}.{}", std::process::id()));
     private::write(&aside, &bytes)
         .and_then(|()| fs::rename(&aside, &path))
         .map_err(write_error(&path))
 }
 
+fn read<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> {
+    serde_json::from_slice(&fs::read(folder.join(name)).ok()?).ok()
+}
+
 fn read_record(folder: &Path) -> Option<Record> {
-    serde_json::from_slice(&fs::read(folder.join(RECORD)).ok()?).ok()
+    read(folder, RECORD)
 }
 
 /// An instance found in the store.
@@ -355,7 +361,7 @@ impl Instance {
     /// [`InstanceError::Write`].
     pub fn set_group(&mut self, group: Group) -> Result<(), InstanceError> {
         self.record.group = Some(group);
-        write_record(&self.folder, &self.record)
+        write(&self.folder, RECORD, &self.record)
     }
 
     /// Asks the server to end (SIGTERM), kills it if it does not within `grace`, and removes

@@ -8,9 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::unix::AsyncFd;
 
-use super::{Instance, InstanceError, OUTPUT, Record, discard, read_status};
+use super::{Instance, InstanceError, LEAVING, OUTPUT, Record, discard, read, read_status, write};
 use crate::sys;
 
 /// The last lines of a log.
@@ -54,6 +55,19 @@ impl Running {
 
     pub fn record(&self) -> &Record {
         &self.instance.record
+    }
+
+    /// Records why it is to end, for those who follow it later: it takes no more connections.
+    ///
+    /// # Errors
+    /// [`InstanceError::Write`].
+    pub fn set_leaving(&self, why: &impl Serialize) -> Result<(), InstanceError> {
+        write(&self.instance.folder, LEAVING, why)
+    }
+
+    /// Why it is to end, if that was recorded.
+    pub fn leaving<T: DeserializeOwned>(&self) -> Option<T> {
+        read(&self.instance.folder, LEAVING)
     }
 
     /// Waits until it has ended.

@@ -110,11 +110,14 @@ impl Fleet {
 
     /// Goes on with an instance that was brought up by another gateway.
     pub fn adopt(&mut self, mut running: Running) {
+        go_on(&running);
+        if let Some(cause) = running.leaving() {
+            return self.dismiss(running, cause);
+        }
         self.tell(What::Adopted {
             instance: running.record().id.clone(),
         });
         self.limit(&mut running);
-        go_on(&running);
         self.serving.push(running);
     }
 
@@ -181,24 +184,30 @@ impl Fleet {
         })
     }
 
-    /// Restores and freezes instances until enough stand by.
+    /// Restores and freezes one more instance. Returns whether it stands by: else it has accepted a
+    /// connection before it could be stopped.
     ///
     /// # Errors
     /// Why the image cannot be restored.
-    pub async fn stand_by(&mut self) -> Result<(), ColdReason> {
-        while self.lacks_standby() {
-            let mut waking = self.shared.wake(&self.name, Cause::Connection);
-            let running = self.restore(&mut waking).await?;
-            if self.stand_still(&running).await.unwrap_or(false) {
-                prefault(running.record().init).await;
-                self.standing_by.push(running);
-                continue;
-            }
-            // It has accepted a connection before it could be stopped.
-            go_on(&running);
-            self.serve(waking, How::Restored, running);
+    pub async fn stand_by(&mut self) -> Result<bool, ColdReason> {
+        let mut waking = self.shared.wake(&self.name, Cause::Connection);
+        let running = self.restore(&mut waking).await?;
+        if self.stand_still(&running).await.unwrap_or(false) {
+            let prefaulted = prefault(running.record().init);
+            tokio::task::spawn_local(async move {
+                if let Err(error) = prefaulted.await {
+                    tracing::debug!("no page is mapped in advance: {error}");
+                }
+            });
+            self.standing_by.push(running);
+            return Ok(true);
         }
-        Ok(())
+        go_on(&running);
+        match self.may_grow() {
+            true => self.serve(waking, How::Restored, running),
+            false => self.dismiss(running, Cause::Calm),
+        }
+        Ok(false)
     }
 
     /// Finds the image, if it is to be restored.
@@ -339,9 +348,17 @@ impl Fleet {
 
     /// Has an instance take no more connections, and end when it has none any more.
     fn dismiss(&mut self, running: Running, cause: Cause) {
-        let socket = self.socket.descriptor.as_fd();
-        if let Err(error) = drain::take_no_more(running.record().init, socket) {
-            tracing::debug!("{} still takes connections: {error}", running.record().id);
+        let (record, socket) = (running.record(), self.socket.descriptor.as_fd());
+        // First: another gateway must not take a deaf instance for one that serves.
+        match running.set_leaving(&cause) {
+            Err(error) => self.tell(What::Warned {
+                text: chain(&error),
+            }),
+            Ok(()) => {
+                if let Err(error) = drain::take_no_more(record.init, socket) {
+                    tracing::debug!("{} still takes connections: {error}", record.id);
+                }
+            }
         }
         self.leaving.push(Leaving {
             running,
@@ -351,8 +368,8 @@ impl Fleet {
     }
 
     /// The instances that serve or stand by and are not of the image that there is now; those that stand by
-    /// are ended.
-    pub async fn outdated(&mut self) -> Vec<String> {
+    /// are ended: nobody has ever asked them.
+    pub fn outdated(&mut self) -> Vec<String> {
         let Ok(image) = self.image() else {
             return vec![];
         };
@@ -360,7 +377,7 @@ impl Fleet {
             |running: &Running| running.record().image.as_deref() == Some(image.digest.as_str());
         let is_old = |running: &mut Running| !is_of_image(running);
         for running in self.standing_by.extract_if(.., is_old).collect::<Vec<_>>() {
-            self.end(running, Cause::Image).await;
+            self.kill(running, Cause::Image);
         }
         let old = self.serving.iter().filter(|running| !is_of_image(running));
         old.map(|running| running.record().id.clone()).collect()
@@ -401,29 +418,37 @@ impl Fleet {
         pids.any(|pid| accepted::has_accepted(pid, &self.socket.listener))
     }
 
-    /// Ends an instance; one that stands still at once.
+    /// Ends an instance, within the time that it has for that.
     async fn end(&mut self, running: Running, cause: Cause) {
-        while self.ending.try_join_next().is_some() {}
-        self.tell(What::Ended {
-            instance: running.record().id.clone(),
-            cause,
-            lived: running.since.elapsed(),
-            connections: self.connections(None).taken as u64,
-        });
         let grace = self.config.grace;
         if grace.is_zero() {
-            // What comes from now on is for the next one.
-            self.ending.spawn_local(async move {
-                let _ = running.stop(grace).await;
-            });
-            return;
+            return self.kill(running, cause);
         }
+        self.tell_end(&running, cause);
         go_on(&running);
         if let Err(error) = running.stop(grace).await {
             self.tell(What::Warned {
                 text: chain(&error),
             });
         }
+    }
+
+    /// Ends an instance that stands still, where it stands. What comes from now on is for the next one.
+    fn kill(&mut self, running: Running, cause: Cause) {
+        while self.ending.try_join_next().is_some() {}
+        self.tell_end(&running, cause);
+        self.ending.spawn_local(async move {
+            let _ = running.stop(Duration::ZERO).await;
+        });
+    }
+
+    fn tell_end(&self, running: &Running, cause: Cause) {
+        self.tell(What::Ended {
+            instance: running.record().id.clone(),
+            cause,
+            lived: running.since.elapsed(),
+            connections: self.connections(None).taken as u64,
+        });
     }
 
     /// How it does, but for what the site itself knows.

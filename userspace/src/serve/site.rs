@@ -40,6 +40,10 @@ const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 /// answers.
 const SETTLING: Duration = Duration::from_millis(100);
 
+/// How long none is restored to stand by after one was asked before it stood still: under load, the next
+/// one would be too.
+const ASKED_PAUSE: Duration = Duration::from_secs(10);
+
 /// How often it is looked whether the image is stale, at most.
 const STALE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -109,7 +113,7 @@ pub struct Site {
     settled_at: Option<Instant>,
     /// When it was looked last whether the image is stale.
     looked: Option<Instant>,
-    /// Until when none is restored to stand by, after that has failed.
+    /// Until when none is restored to stand by, after one could not, or was asked too soon.
     no_standby_until: Option<Instant>,
 }
 
@@ -155,14 +159,11 @@ impl Site {
     pub async fn run(mut self) {
         loop {
             // After what has happened: nobody waits for it.
-            if self.is_to_stand_by()
-                && let Err(reason) = self.fleet.stand_by().await
+            if self
+                .stand_by_at()
+                .is_some_and(|time| Instant::now() >= time)
             {
-                self.no_standby_until = Some(Instant::now() + PAUSES[1]);
-                self.fleet.tell(What::Warned {
-                    text: format!("no instance can stand by: {reason}"),
-                });
-                self.recapture_for(&reason);
+                self.stand_by().await;
             }
             match self.next().await {
                 Seen::Connection if self.is_paused() => {
@@ -175,11 +176,23 @@ impl Site {
                 Seen::Started(started) => self.started(*started).await,
                 Seen::Recaptured(outcome) => self.recaptured(outcome).await,
                 Seen::Time => self.look().await,
-                Seen::Order(None) => return self.fleet.leave(false).await,
-                Seen::Order(Some(Order::Leave { keep })) => return self.fleet.leave(keep).await,
+                Seen::Order(None) => return self.leave(false).await,
+                Seen::Order(Some(Order::Leave { keep })) => return self.leave(keep).await,
                 Seen::Order(Some(order)) => self.obey(order).await,
             }
         }
+    }
+
+    /// Ends the site.
+    async fn leave(mut self, keep: bool) {
+        self.starting.abort_all();
+        while let Some(ended) = self.starting.join_next().await {
+            // One that has come up meanwhile is an instance like the others.
+            if let Ok(started) = ended {
+                self.take(started);
+            }
+        }
+        self.fleet.leave(keep).await;
     }
 
     async fn next(&mut self) -> Seen {
@@ -215,12 +228,9 @@ impl Site {
             .fleet
             .has_leaving()
             .then(|| Instant::now() + LEAVING_INTERVAL);
-        let retry = [self.paused_until, self.no_standby_until];
-        let retry = retry.into_iter().flatten().max();
-        let retry = retry.filter(|_| self.fleet.lacks_standby());
-        let settled = self.settled_at;
+        let (stand_by, settled) = (self.stand_by_at(), self.settled_at);
         if self.fleet.is_asleep() {
-            return [leaving, retry, settled].into_iter().flatten().min();
+            return [leaving, stand_by, settled].into_iter().flatten().min();
         }
         let Config { idle, max_life, .. } = &self.fleet.config;
         let oldest = self
@@ -238,8 +248,32 @@ impl Site {
             // Nothing tells when a Unix socket has no connection any more.
             None => Some(Instant::now() + (idle / 4).max(LEAST_INTERVAL)),
         });
-        let all = [leaving, retry, settled, old, idle];
+        let all = [leaving, stand_by, settled, old, idle];
         all.into_iter().flatten().min()
+    }
+
+    /// When one more instance is to be restored to stand by.
+    fn stand_by_at(&self) -> Option<Instant> {
+        let is_lacking = self.fleet.lacks_standby() && self.settled_at.is_none();
+        let pauses = [self.paused_until, self.no_standby_until];
+        let until = pauses.into_iter().flatten().max();
+        is_lacking.then(|| until.unwrap_or_else(Instant::now))
+    }
+
+    /// Has one more instance stand by.
+    async fn stand_by(&mut self) {
+        let pause = match self.fleet.stand_by().await {
+            Ok(true) => return,
+            Ok(false) => ASKED_PAUSE,
+            Err(reason) => {
+                self.fleet.tell(What::Warned {
+                    text: format!("no instance can stand by: {reason}"),
+                });
+                self.recapture_for(&reason);
+                PAUSES[1]
+            }
+        };
+        self.no_standby_until = Some(Instant::now() + pause);
     }
 
     /// Does what it is time for.
@@ -274,9 +308,7 @@ impl Site {
                     false => self.fleet.reduce(Cause::Calm),
                 }
             } else if idle.zip(idle_since).is_some_and(is_over) {
-                // It has served, and did not fail.
-                self.failures = 0;
-                return self.fleet.sleep(Cause::Idle).await;
+                return self.sleep(Cause::Idle).await;
             } else {
                 return;
             }
@@ -316,7 +348,7 @@ impl Site {
                 self.answer_waiting();
             }
             Order::Sleep(answer) => {
-                self.fleet.sleep(Cause::Asked).await;
+                self.sleep(Cause::Asked).await;
                 let said = match self.fleet.is_asleep() {
                     true => Ok(vec![]),
                     false => Err("it has connections".to_owned()),
@@ -324,6 +356,15 @@ impl Site {
                 let _ = answer.send(said);
             }
         }
+    }
+
+    /// Ends what serves, unless it has a connection.
+    async fn sleep(&mut self, cause: Cause) {
+        if !self.fleet.is_asleep() {
+            // It has served, and did not fail.
+            self.failures = 0;
+        }
+        self.fleet.sleep(cause).await;
     }
 
     fn status(&self) -> Status {
@@ -373,8 +414,15 @@ impl Site {
         });
     }
 
-    /// Has an instance serve that was started cold.
+    /// Goes on after a cold start.
     async fn started(&mut self, started: Started) {
+        self.take(started);
+        self.look().await;
+        self.answer_waiting();
+    }
+
+    /// Has an instance serve that was started cold.
+    fn take(&mut self, started: Started) {
         let Started {
             waking,
             retires,
@@ -387,11 +435,9 @@ impl Site {
                 self.fleet.serve(waking, How::Cold, running);
                 self.fleet.retire(cause, &retires);
                 self.wakes += 1;
-                self.look().await;
             }
             Err(error) => self.fail(&chain(&error)),
         }
-        self.answer_waiting();
     }
 
     /// Answers those who wait for the site to be up, unless it is still being started.
@@ -470,7 +516,7 @@ impl Site {
     /// Has instances of the image that there is now take the place of all others.
     async fn renew(&mut self) {
         self.no_standby_until = None;
-        let old = self.fleet.outdated().await;
+        let old = self.fleet.outdated();
         self.replace(Cause::Image, old).await;
     }
 
@@ -495,13 +541,6 @@ impl Site {
     fn is_paused(&self) -> bool {
         self.paused_until
             .is_some_and(|until| Instant::now() < until)
-    }
-
-    fn is_to_stand_by(&self) -> bool {
-        let is_early = self
-            .no_standby_until
-            .is_some_and(|until| Instant::now() < until);
-        !self.is_paused() && !is_early && self.settled_at.is_none()
     }
 
     fn exited(&mut self, number: usize) {

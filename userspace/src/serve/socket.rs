@@ -15,7 +15,8 @@ use std::{
             net::{SocketAddr as UnixAddress, UnixListener, UnixStream},
         },
     },
-    path::Path,
+    path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -39,8 +40,9 @@ const RETRY: Duration = Duration::from_millis(100);
 pub struct Socket {
     pub listener: Listener,
     pub descriptor: Arc<OwnedFd>,
-    /// A service manager has it too, and its file is his.
-    is_passed: bool,
+    /// Its file, shared with the sockets that were made of this one; none if there is none, or if a service
+    /// manager has the socket too: the file is his.
+    file: Option<Rc<PathBuf>>,
 }
 
 impl Socket {
@@ -68,11 +70,9 @@ impl Socket {
     /// # Errors
     /// As of [`Self::with`].
     pub fn kept(kept: Kept, traits: &SocketTraits) -> io::Result<Self> {
-        let socket = Self::with(kept.listener, kept.descriptor, traits)?;
-        Ok(Self {
-            is_passed: kept.is_passed,
-            ..socket
-        })
+        let mut socket = Self::with(kept.listener, kept.descriptor, traits)?;
+        socket.file.take_if(|_| kept.is_passed);
+        Ok(socket)
     }
 
     /// A socket that is to listen as the server had it.
@@ -85,10 +85,14 @@ impl Socket {
         }
         listen(&descriptor, traits.backlog as i32)?;
         rustix::io::ioctl_fionbio(&descriptor, traits.nonblocking)?;
+        let file = match &listener {
+            Listener::Unix { path } if abstract_name(path).is_none() => Some(Rc::new(path.clone())),
+            _ => None,
+        };
         Ok(Self {
             listener,
             descriptor: Arc::new(descriptor),
-            is_passed: false,
+            file,
         })
     }
 
@@ -99,7 +103,7 @@ impl Socket {
     pub fn again(&self, traits: &SocketTraits) -> io::Result<Self> {
         let socket = Self::with(self.listener.clone(), self.descriptor.try_clone()?, traits)?;
         Ok(Self {
-            is_passed: self.is_passed,
+            file: self.file.clone(),
             ..socket
         })
     }
@@ -140,10 +144,12 @@ impl Socket {
         }
     }
 
-    /// Removes the file of a Unix socket.
+    /// Removes the file of a Unix socket, unless another one was made of it that listens there.
     pub fn remove(&self) {
-        if let (Listener::Unix { path }, false) = (&self.listener, self.is_passed) {
-            let _ = fs::remove_file(path);
+        if let Some(file) = &self.file
+            && Rc::strong_count(file) == 1
+        {
+            let _ = fs::remove_file(&**file);
         }
     }
 }
@@ -172,8 +178,13 @@ fn set_tcp(socket: &OwnedFd, traits: &SocketTraits) -> io::Result<()> {
     Ok(())
 }
 
+/// The name of a socket that has no file.
+fn abstract_name(path: &Path) -> Option<&[u8]> {
+    path.as_os_str().as_bytes().strip_prefix(b"@")
+}
+
 fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
-    if let Some(name) = path.as_os_str().as_bytes().strip_prefix(b"@") {
+    if let Some(name) = abstract_name(path) {
         let address = UnixAddress::from_abstract_name(name)?;
         return UnixListener::bind_addr(&address).map(OwnedFd::from);
     }
@@ -183,4 +194,44 @@ fn bind_unix(path: &Path) -> io::Result<OwnedFd> {
         fs::remove_file(path)?;
     }
     UnixListener::bind(path).map(OwnedFd::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRAITS: SocketTraits = SocketTraits {
+        nonblocking: true,
+        backlog: 1,
+        keepalive: None,
+        nodelay: false,
+    };
+
+    #[test]
+    fn the_last_that_listens_removes_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.sock");
+        let listener = Listener::Unix { path: path.clone() };
+        let first = Socket::bind(&listener, &TRAITS).unwrap();
+        let second = first.again(&TRAITS).unwrap();
+        first.remove();
+        drop(first);
+        UnixStream::connect(&path).unwrap();
+        second.remove();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_file_of_a_socket_that_was_passed_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.sock");
+        let kept = Kept {
+            name: "server".into(),
+            listener: Listener::Unix { path: path.clone() },
+            descriptor: UnixListener::bind(&path).unwrap().into(),
+            is_passed: true,
+        };
+        Socket::kept(kept, &TRAITS).unwrap().remove();
+        assert!(path.exists());
+    }
 }

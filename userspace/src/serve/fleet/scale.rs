@@ -64,12 +64,12 @@ impl Fleet {
 
     /// Serves as it is told from now on.
     pub fn configure(&mut self, config: config::Site) {
-        let before = self.limits();
+        let before = self.limits().unwrap_or_default();
         self.config = config;
         self.is_busy &= self.config.busy_cpus.is_some();
-        let limits = self.limits();
+        let limits = self.limits().unwrap_or_default();
         if limits != before {
-            self.limit_serving(&limits.unwrap_or(Limits::MAX));
+            self.limit_serving(&limits.instead_of(before));
         }
     }
 
