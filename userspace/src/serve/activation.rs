@@ -1,6 +1,6 @@
 //! Listening sockets that a service manager has opened and passes on, as sd_listen_fds(3) describes.
 //!
-//! They are taken for what they are called, or for where they listen; and closed by an exec.
+//! They are taken for where they listen, or else for what they are called; and closed by an exec.
 
 use std::{ffi::OsStr, io, net::SocketAddr, os::fd::AsFd, os::unix::ffi::OsStrExt as _};
 

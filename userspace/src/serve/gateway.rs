@@ -155,6 +155,7 @@ impl Gateway {
             folder,
             _lock: lock,
         };
+        // Those that were passed come first.
         let mut kept = passed.sockets;
         kept.extend(Keeper::take_over(&gateway.folder));
         gateway.serve(config, places, &mut kept).await?;
@@ -202,6 +203,7 @@ impl Gateway {
         for (name, place) in &places {
             let goes_on = |site: &Handle| site.place == *place;
             if !self.sites.get(name).is_some_and(goes_on) {
+                let kept = Kept::take(kept, &place.new, Some(name));
                 let socket = self.socket(name, &place.new, &place.traits, kept)?;
                 sockets.insert(name.clone(), socket);
             }
@@ -213,7 +215,8 @@ impl Gateway {
             let open = open.find(|door| door.listener == listener);
             let door = match open {
                 Some(door) => door.clone(),
-                None => self.socket(PROXY, &listener, &DOOR, kept)?,
+                // They are all called the same.
+                None => self.socket(PROXY, &listener, &DOOR, Kept::take(kept, &listener, None))?,
             };
             doors.push(door);
         }
@@ -266,14 +269,13 @@ impl Gateway {
         Ok(())
     }
 
-    /// A socket that listens there: one that another site gives up, one of a gateway that is gone, or
-    /// a new one.
+    /// A socket that listens there: one that another site gives up, one that was kept, or a new one.
     fn socket(
         &self,
         name: &str,
         listener: &Listener,
         traits: &SocketTraits,
-        kept: &mut Vec<Kept>,
+        kept: Option<Kept>,
     ) -> Result<Rc<Socket>, GatewayError> {
         let mut held = self
             .sites
@@ -281,11 +283,9 @@ impl Gateway {
             .map(|site| &site.socket)
             .chain(&self.doors);
         let held = held.find(|socket| socket.listener == *listener);
-        let is_kept = kept.iter().position(|kept| kept.is_for(name, listener));
-        let socket = match (held, is_kept) {
+        let socket = match (held, kept) {
             (Some(held), _) => held.again(traits),
-            // Those that were passed come first.
-            (None, Some(number)) => Socket::kept(kept.remove(number), traits),
+            (None, Some(kept)) => Socket::kept(kept, traits),
             (None, None) => Socket::bind(listener, traits),
         };
         socket.map(Rc::new).map_err(|source| GatewayError::Listen {
@@ -307,7 +307,7 @@ impl Gateway {
         let open = self.metrics.as_ref().map(|door| door.socket.clone());
         let socket = match open.filter(|socket| socket.listener == listener) {
             Some(socket) => socket,
-            None => self.socket(METRICS, &listener, &DOOR, kept)?,
+            None => self.socket(METRICS, &listener, &DOOR, Kept::take(kept, &listener, None))?,
         };
         let door = metrics::Door::open(socket);
         let door = door.map_err(|source| GatewayError::Listen {
