@@ -1,11 +1,14 @@
 //! Sites whose images are stale or work no more.
 
-use std::fs;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+};
 
 use nix::sys::signal::Signal;
 
 use super::{Client, SERVER, Served};
-use crate::support::{Workspace, ask, expect, fixture, free_port, wait_until};
+use crate::support::{Workspace, ask, expect, fixture, free_port, servers, wait_until};
 
 #[test]
 fn a_stale_image_is_captured_again_and_rolled_in() {
@@ -198,6 +201,41 @@ fn a_server_is_captured_again_beside_its_instance() {
     let files: Vec<_> = files.map(|file| file.file_name()).collect();
     let is_aside = |name: &&std::ffi::OsString| name.to_string_lossy().contains("reader.sock.");
     assert_eq!(files.iter().find(is_aside), None);
+    workspace.assert_clean();
+}
+
+#[test]
+fn the_file_of_a_socket_is_as_the_server_makes_it() {
+    let workspace = Workspace::new();
+    let file = workspace.path().join("server.sock");
+    let user = nix::unistd::User::from_name("www-data").unwrap().unwrap();
+    let look = || {
+        let file = fs::metadata(&file).unwrap();
+        (file.mode() & 0o7777, file.uid(), file.gid())
+    };
+    for (server, expected) in [
+        (servers::uvicorn_on_a_unix_socket(&workspace), (0o666, 0, 0)),
+        (
+            servers::gunicorn_on_a_unix_socket(&workspace),
+            (0o770, user.uid.as_raw(), user.gid.as_raw()),
+        ),
+    ] {
+        expect(0, &mut server.capture(&workspace, &["--name", "server"]));
+        server.wait_for_silence();
+        let _ = fs::remove_file(&file);
+        workspace.run(["recapture", "server"]);
+        assert!(!file.exists());
+        workspace.run(["restore", "-d", "server"]);
+        assert_eq!(look(), expected);
+        server.client.ask().unwrap();
+
+        // That of an instance that is there stays as it is.
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        chown(&file, Some(0), Some(0)).unwrap();
+        workspace.run(["recapture", "server"]);
+        assert_eq!(look(), (0o600, 0, 0));
+        workspace.run(["stop", "--all"]);
+    }
     workspace.assert_clean();
 }
 

@@ -43,6 +43,7 @@ pub mod error;
 pub mod report;
 pub mod requirements;
 
+mod apart;
 pub mod aside;
 mod build_id;
 pub mod cgroup;
