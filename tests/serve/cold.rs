@@ -52,6 +52,14 @@ fn a_stale_image_is_captured_again_and_rolled_in() {
         }
     });
     assert_eq!(served.ask(), "200 two");
+    // Nobody has asked for another image, so the old one goes.
+    wait_until("the old image to go", || {
+        let images = fs::read_dir(served.workspace.store().join("images"));
+        match images.unwrap().count() {
+            2 => Ok(()),
+            count => Err(count.to_string()),
+        }
+    });
     served.end();
 }
 
