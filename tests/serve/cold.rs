@@ -3,6 +3,7 @@
 use std::{
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    process::Command,
 };
 
 use nix::sys::signal::Signal;
@@ -139,6 +140,31 @@ fn an_image_that_fails_twice_is_captured_again() {
     assert_eq!(reasons, [failed, failed, quarantined]);
     served.wait_for("recaptured", 1);
     assert_eq!(served.ask(), "200 1");
+    assert_eq!(served.events("cold").len(), 3);
+    served.end();
+}
+
+#[test]
+fn a_server_has_the_limit_of_files_that_the_gateway_was_started_with() {
+    let mut served = Served::new();
+    let script = SERVER.replace("text = str(asked)", "text = str(limit())");
+    let limit = "import resource\nlimit = lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0]\n";
+    served
+        .workspace
+        .write("server.py", &format!("{limit}{script}"));
+    served.damage("site");
+    let config = served.configure("idle = '100ms'", "");
+    let mut limited = Command::new("/usr/bin/prlimit");
+    limited.arg("--nofile=500:");
+    served.start_by(limited, &config);
+    served.wait_for("listening", 1);
+    for number in 1..=3 {
+        assert_eq!(served.ask(), "200 500");
+        served.wait_for("ended", number);
+    }
+    assert_eq!(served.events("cold").len(), 3);
+    served.wait_for("recaptured", 1);
+    assert_eq!(served.ask(), "200 500");
     assert_eq!(served.events("cold").len(), 3);
     served.end();
 }

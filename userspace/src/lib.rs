@@ -49,6 +49,7 @@ mod build_id;
 pub mod cgroup;
 pub mod client;
 pub mod cold;
+mod files;
 pub mod guard;
 pub mod host;
 pub mod listener;

@@ -38,13 +38,11 @@ use crate::{
     criu::Program,
     doctor::chain,
     edit::SocketTraits,
+    files,
     instance::{self, Running, State},
     listener::Listener,
     private,
-    proxy::{
-        plan::{Plan, State as SiteState, Stats},
-        raise_files,
-    },
+    proxy::plan::{Plan, State as SiteState, Stats},
     store::Store,
     sys::bpf,
     watch::connections::{Counter, Told},
@@ -124,7 +122,7 @@ impl Gateway {
     ) -> Result<Self, GatewayError> {
         let places = places(&store, config)?;
         // Each site has two descriptors.
-        raise_files();
+        files::raise();
         let folder = folder(store.root());
         let lock = lock(&folder)?;
         let admin = Admin::listen(&folder).map_err(|source| GatewayError::Folder {

@@ -11,6 +11,7 @@ use std::{
 use tokio::{io::AsyncReadExt as _, process};
 
 use crate::{
+    files,
     store::{Digest, Store},
     sys,
 };
@@ -110,6 +111,7 @@ impl Recapture {
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         sys::die_with_parent(&mut command);
+        files::lower_for(&mut command);
         Ok(Self {
             before: store.locate(image).ok(),
             child: command.spawn()?,
