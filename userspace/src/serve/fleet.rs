@@ -397,8 +397,10 @@ impl Fleet {
 
     /// Whether a process below this init has a connection to the site.
     fn has_accepted(&self, init: HostPid) -> bool {
-        let mut pids = tree::descendants(init).into_iter();
-        pids.any(|pid| accepted::has_accepted(pid, &self.socket.listener))
+        let pids = tree::descendants(init);
+        let has_accepted = |&pid: &HostPid| accepted::has_accepted(pid, &self.socket.listener);
+        // Where none is seen they could not be looked at.
+        pids.is_empty() || pids.iter().any(has_accepted)
     }
 
     /// Ends an instance; one that stands still at once.
