@@ -1,11 +1,11 @@
 //! What goes on when a gateway ends, and when it is configured anew.
 
-use std::{fs, net::TcpStream, thread};
+use std::{fs, net::TcpStream, path::Path, thread};
 
 use nix::sys::signal::Signal;
 
 use super::{Client, Served};
-use crate::support::{ask, describe, expect, free_port, wait_until};
+use crate::support::{ask, describe, expect, fixture, free_port, wait_until};
 
 #[test]
 fn another_gateway_takes_over_sockets_and_instances() {
@@ -64,6 +64,45 @@ fn another_gateway_takes_over_sockets_and_instances() {
         }
     });
     served.end();
+}
+
+#[test]
+fn files_of_sockets_go_with_what_listened_there() {
+    let mut served = Served::new();
+    let place = |name: &str| served.workspace.path().join(name);
+    let [site, first, second] = ["site.sock", "first.sock", "second.sock"].map(place);
+    let own = place("reader.sock").display().to_string();
+    let text = served.workspace.write("text", "1");
+    let script = fixture("plain/reader.py");
+    let words = ["capture", "--name", "reader", "--", "/usr/bin/python3"];
+    let words = words.into_iter().chain([&*script, &own, &text]);
+    served.workspace.run(words);
+    let config = |name: &str, metrics: &Path| {
+        let (site, metrics) = (site.display(), metrics.display());
+        let site = format!("[site.{name}]\nimage = 'reader'\nlisten = '{site}'");
+        format!("{site}\n[metrics]\nlisten = '{metrics}'\n")
+    };
+    served.start_text(&config("before", &first), 1);
+    let exist = || [&site, &first, &second].map(|file| file.exists());
+    assert_eq!(exist(), [true, true, false]);
+    // Another site at the same place, and the metrics at another.
+    served
+        .workspace
+        .write("serve.toml", &config("after", &second));
+    served.signal(Signal::SIGHUP);
+    served.wait_for("listening", 2);
+    wait_until("the old file to go", || match exist() {
+        [true, false, true] => Ok(()),
+        found => Err(format!("{found:?}")),
+    });
+    let answer = ask::Client::HttpOverUnix(site.clone()).ask();
+    assert_eq!(answer.unwrap(), "200 1");
+    assert_eq!(served.leave(Signal::SIGUSR2), Some(0));
+    assert_eq!(exist(), [true, false, false]);
+    served.start_text(&config("after", &second), 1);
+    assert_eq!(served.leave(Signal::SIGTERM), Some(0));
+    assert_eq!(exist(), [false; 3]);
+    served.workspace.assert_clean();
 }
 
 #[test]

@@ -461,8 +461,6 @@ impl Fleet {
         if keep {
             return;
         }
-        // Nothing comes any more; what waits is told so by the end of the socket.
-        self.socket.remove();
         let leaving = self.leaving.drain(..).map(|leaving| leaving.running);
         let all: Vec<Running> = self.serving.drain(..).chain(leaving).collect();
         let (shared, name, grace) = (&self.shared, &self.name, self.config.grace);

@@ -196,6 +196,7 @@ impl Gateway {
         places: BTreeMap<String, Place>,
         kept: &mut Vec<Kept>,
     ) -> Result<(), GatewayError> {
+        let held_before: Vec<_> = self.held().cloned().collect();
         // First what can fail.
         let mut sockets = BTreeMap::new();
         for (name, place) in &places {
@@ -260,11 +261,23 @@ impl Gateway {
                 (None, None) => {}
             }
         }
+        for socket in held_before {
+            if !self.held().any(|held| held.listener == socket.listener) {
+                socket.remove();
+            }
+        }
         for running in before {
             // Nobody can reach it any more.
             running.stop(Duration::ZERO).await?;
         }
         Ok(())
+    }
+
+    /// All sockets that this gateway listens on.
+    fn held(&self) -> impl Iterator<Item = &Rc<Socket>> {
+        let sites = self.sites.values().map(|site| &site.socket);
+        let metrics = self.metrics.iter().map(|door| &door.socket);
+        sites.chain(&self.doors).chain(metrics)
     }
 
     /// A socket that listens there: one that another site gives up, one that was kept, or a new one.
@@ -275,12 +288,7 @@ impl Gateway {
         traits: &SocketTraits,
         kept: Option<Kept>,
     ) -> Result<Rc<Socket>, GatewayError> {
-        let mut held = self
-            .sites
-            .values()
-            .map(|site| &site.socket)
-            .chain(&self.doors);
-        let held = held.find(|socket| socket.listener == *listener);
+        let held = self.held().find(|socket| socket.listener == *listener);
         let socket = match (held, kept) {
             (Some(held), _) => held.again(traits),
             (None, Some(kept)) => Socket::kept(kept, traits),
@@ -485,10 +493,16 @@ impl Gateway {
 
     /// Ends all sites; their instances and sockets too, unless they are to be kept for another
     /// gateway.
-    pub async fn leave(self, keep: bool) {
+    pub async fn leave(mut self, keep: bool) {
         // While it finishes, sites still come up.
-        if let Some(front) = self.front {
+        if let Some(front) = self.front.take() {
             front.leave().await;
+        }
+        match keep {
+            // Another gateway listens anew for metrics.
+            true => self.metrics.iter().for_each(|door| door.socket.remove()),
+            // Nothing comes any more; what waits is told so by the end of the socket.
+            false => self.held().for_each(|socket| socket.remove()),
         }
         let leaving = self
             .sites
