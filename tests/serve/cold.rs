@@ -1,15 +1,17 @@
 //! Sites whose images are stale or work no more.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     net::TcpStream,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
 
 use super::{Client, SERVER, Served};
-use crate::support::{Workspace, ask, expect, fixture, free_port, wait_until};
+use crate::support::{Workspace, ask, expect, fixture, free_port, servers, wait_until};
 
 #[test]
 fn a_stale_image_is_captured_again_and_rolled_in() {
@@ -53,6 +55,14 @@ fn a_stale_image_is_captured_again_and_rolled_in() {
         }
     });
     assert_eq!(served.ask(), "200 two");
+    // Nobody has asked for another image, so the old one goes.
+    wait_until("the old image to go", || {
+        let images = fs::read_dir(served.workspace.store().join("images"));
+        match images.unwrap().count() {
+            2 => Ok(()),
+            count => Err(count.to_string()),
+        }
+    });
     served.end();
 }
 
@@ -105,6 +115,31 @@ fn an_image_that_fails_twice_is_captured_again() {
     assert_eq!(reasons, [failed, failed, quarantined]);
     served.wait_for("recaptured", 1);
     assert_eq!(served.ask(), "200 1");
+    assert_eq!(served.events("cold").len(), 3);
+    served.end();
+}
+
+#[test]
+fn a_server_has_the_limit_of_files_that_the_gateway_was_started_with() {
+    let mut served = Served::new();
+    let script = SERVER.replace("text = str(asked)", "text = str(limit())");
+    let limit = "import resource\nlimit = lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0]\n";
+    served
+        .workspace
+        .write("server.py", &format!("{limit}{script}"));
+    served.damage("site");
+    let config = served.configure("idle = '100ms'", "");
+    let mut limited = Command::new("/usr/bin/prlimit");
+    limited.arg("--nofile=500:");
+    served.start_by(limited, &config);
+    served.wait_for("listening", 1);
+    for number in 1..=3 {
+        assert_eq!(served.ask(), "200 500");
+        served.wait_for("ended", number);
+    }
+    assert_eq!(served.events("cold").len(), 3);
+    served.wait_for("recaptured", 1);
+    assert_eq!(served.ask(), "200 500");
     assert_eq!(served.events("cold").len(), 3);
     served.end();
 }
@@ -230,6 +265,41 @@ fn a_server_is_captured_again_beside_its_instance() {
     let files: Vec<_> = files.map(|file| file.file_name()).collect();
     let is_aside = |name: &&std::ffi::OsString| name.to_string_lossy().contains("reader.sock.");
     assert_eq!(files.iter().find(is_aside), None);
+    workspace.assert_clean();
+}
+
+#[test]
+fn the_file_of_a_socket_is_as_the_server_makes_it() {
+    let workspace = Workspace::new();
+    let file = workspace.path().join("server.sock");
+    let user = nix::unistd::User::from_name("www-data").unwrap().unwrap();
+    let look = || {
+        let file = fs::metadata(&file).unwrap();
+        (file.mode() & 0o7777, file.uid(), file.gid())
+    };
+    for (server, expected) in [
+        (servers::uvicorn_on_a_unix_socket(&workspace), (0o666, 0, 0)),
+        (
+            servers::gunicorn_on_a_unix_socket(&workspace),
+            (0o770, user.uid.as_raw(), user.gid.as_raw()),
+        ),
+    ] {
+        expect(0, &mut server.capture(&workspace, &["--name", "server"]));
+        server.wait_for_silence();
+        let _ = fs::remove_file(&file);
+        workspace.run(["recapture", "server"]);
+        assert!(!file.exists());
+        workspace.run(["restore", "-d", "server"]);
+        assert_eq!(look(), expected);
+        server.client.ask().unwrap();
+
+        // That of an instance that is there stays as it is.
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+        chown(&file, Some(0), Some(0)).unwrap();
+        workspace.run(["recapture", "server"]);
+        assert_eq!(look(), (0o600, 0, 0));
+        workspace.run(["stop", "--all"]);
+    }
     workspace.assert_clean();
 }
 

@@ -1,6 +1,6 @@
 //! What goes on when a gateway ends, and when it is configured anew.
 
-use std::{fs, net::TcpStream, thread};
+use std::{fs, net::TcpStream, path::Path, thread};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -107,30 +107,41 @@ fn what_is_to_end_does_so_under_another_gateway() {
 }
 
 #[test]
-fn a_site_that_gets_another_name_listens_on() {
+fn files_of_sockets_go_with_what_listened_there() {
     let mut served = Served::new();
+    let place = |name: &str| served.workspace.path().join(name);
+    let [site, first, second] = ["site.sock", "first.sock", "second.sock"].map(place);
+    let own = place("reader.sock").display().to_string();
     let text = served.workspace.write("text", "1");
     let script = fixture("plain/reader.py");
-    let [captured, path] =
-        ["captured.sock", "site.sock"].map(|name| served.workspace.path().join(name));
     let words = ["capture", "--name", "reader", "--", "/usr/bin/python3"];
-    let words = words
-        .into_iter()
-        .chain([&*script, captured.to_str().unwrap(), &text]);
+    let words = words.into_iter().chain([&*script, &own, &text]);
     served.workspace.run(words);
-    let site = |name: &str| {
-        let path = path.display();
-        format!("[site.{name}]\nimage = 'reader'\nlisten = '{path}'")
+    let config = |name: &str, metrics: &Path| {
+        let (site, metrics) = (site.display(), metrics.display());
+        let site = format!("[site.{name}]\nimage = 'reader'\nlisten = '{site}'");
+        format!("{site}\n[metrics]\nlisten = '{metrics}'\n")
     };
-    served.start_text(&site("before"), 1);
-    let client = ask::Client::HttpOverUnix(path.clone());
-    assert_eq!(client.ask().unwrap(), "200 1");
-    served.workspace.write("serve.toml", &site("after"));
+    served.start_text(&config("before", &first), 1);
+    let exist = || [&site, &first, &second].map(|file| file.exists());
+    assert_eq!(exist(), [true, true, false]);
+    // Another site at the same place, and the metrics at another.
+    served
+        .workspace
+        .write("serve.toml", &config("after", &second));
     served.signal(Signal::SIGHUP);
     served.wait_for("listening", 2);
-    assert_eq!(client.ask().unwrap(), "200 1");
+    wait_until("the old file to go", || match exist() {
+        [true, false, true] => Ok(()),
+        found => Err(format!("{found:?}")),
+    });
+    let answer = ask::Client::HttpOverUnix(site.clone()).ask();
+    assert_eq!(answer.unwrap(), "200 1");
+    assert_eq!(served.leave(Signal::SIGUSR2), Some(0));
+    assert_eq!(exist(), [true, false, false]);
+    served.start_text(&config("after", &second), 1);
     assert_eq!(served.leave(Signal::SIGTERM), Some(0));
-    assert!(!path.exists());
+    assert_eq!(exist(), [false; 3]);
     served.workspace.assert_clean();
 }
 

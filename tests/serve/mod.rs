@@ -14,7 +14,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    process::Stdio,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -120,13 +120,30 @@ impl Served {
     }
 
     fn start_with(&mut self, path: &str, sites: usize) {
+        let before = self.events("listening").len();
+        let gateway = self.workspace.warmimg(["--json", "serve", "-c", path]);
+        self.spawn(gateway);
+        self.wait_for("listening", before + sites);
+    }
+
+    /// Starts the gateway by a command that executes the rest of its arguments.
+    fn start_by(&mut self, mut command: Command, path: &str) {
+        let gateway = self.workspace.warmimg(["--json", "serve", "-c", path]);
+        command
+            .arg(gateway.get_program())
+            .args(gateway.get_args())
+            .current_dir(self.workspace.path())
+            .env("WARMIMG_STORE", self.workspace.store());
+        self.workspace.mark(&mut command);
+        self.spawn(command);
+    }
+
+    fn spawn(&mut self, mut gateway: Command) {
         let mut log = fs::OpenOptions::new();
         let log = log.create(true).append(true).open(self.log()).unwrap();
-        let before = self.events("listening").len();
-        let mut command = self.workspace.warmimg(["--json", "serve", "-c", path]);
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        self.gateway = Some(Killed(command.spawn().unwrap()));
-        self.wait_for("listening", before + sites);
+        gateway.stdin(Stdio::null());
+        gateway.stdout(log.try_clone().unwrap()).stderr(log);
+        self.gateway = Some(Killed(gateway.spawn().unwrap()));
     }
 
     fn log(&self) -> std::path::PathBuf {

@@ -117,6 +117,7 @@ fn metrics_tell_what_there_is_and_was() {
     let mut client = Client::connect(served.port);
     assert_eq!(client.ask(), "1");
     drop(slow);
+    served.wait_for("woken", 1);
     let metrics = scrape(port);
     let woken = "warmimg_wakes_total{site=\"site\",how=\"restored\",cause=\"connection\"}";
     for (name, value) in [

@@ -1,15 +1,11 @@
 //! Listening sockets that a service manager passes.
 
-use std::{
-    fs,
-    net::TcpStream,
-    process::{Command, Stdio},
-};
+use std::{fs, net::TcpStream, process::Command};
 
 use nix::sys::signal::Signal;
 
 use super::Served;
-use crate::support::{Killed, ask, expect, free_port};
+use crate::support::{ask, expect, free_port};
 
 /// Opens a socket at each of these ports, and executes the rest of its arguments with them.
 const MANAGER: &str = r#"
@@ -31,22 +27,9 @@ os.execvp(words[0], words)
 fn start(served: &mut Served, pid: &str, names: &str, ports: &[u16], config: &str) {
     let script = served.workspace.write("manager.py", MANAGER);
     let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
-    let gateway = served.workspace.warmimg(["--json", "serve", "-c", config]);
     let mut command = Command::new("/usr/bin/python3");
-    command
-        .args([&script, pid, names, &ports.join(",")])
-        .arg(gateway.get_program())
-        .args(gateway.get_args())
-        .current_dir(served.workspace.path())
-        .env("WARMIMG_STORE", served.workspace.store());
-    served.workspace.mark(&mut command);
-    let mut log = fs::OpenOptions::new();
-    let log = log.create(true).append(true).open(served.log()).unwrap();
-    command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log);
-    served.gateway = Some(Killed(command.spawn().unwrap()));
+    command.args([&script, pid, names, &ports.join(",")]);
+    served.start_by(command, config);
 }
 
 /// How many sockets listen at a port.
@@ -100,6 +83,24 @@ fn sockets_are_taken_by_their_names_and_by_their_places() {
     assert_eq!(served.leave(Signal::SIGTERM), Some(0));
     assert_eq!([listens(named), listens(placed)], [0, 0]);
     served.workspace.assert_clean();
+}
+
+#[test]
+fn sockets_of_the_proxy_are_taken_by_their_places_alone() {
+    let mut served = Served::new();
+    let [own, passed] = [free_port(), free_port()];
+    let more = format!(
+        "[proxy]\nlisten = ['127.0.0.1:{own}', '127.0.0.1:{passed}']\n\
+         [[proxy.route]]\nsite = 'site'\n"
+    );
+    let config = served.configure("", &more);
+    start(&mut served, "own", "proxy", &[passed], &config);
+    served.wait_for("listening", 1);
+    for (port, answer) in [(own, "200 1"), (passed, "200 2")] {
+        assert_eq!(ask::get(port, "/").unwrap(), answer);
+    }
+    assert_eq!(served.events("unused").len(), 0);
+    served.end();
 }
 
 #[test]

@@ -70,6 +70,24 @@ pub fn uvicorn_on_a_unix_socket(workspace: &Workspace) -> Server {
     Server::new(client, command.into_iter().chain([path.to_str().unwrap()]))
 }
 
+/// It gives its socket a mode and an owner.
+pub fn gunicorn_on_a_unix_socket(workspace: &Workspace) -> Server {
+    let path = workspace.path().join("server.sock");
+    let address = format!("unix:{}", path.display());
+    let chdir = fixture("django");
+    let command = [
+        "/usr/bin/gunicorn",
+        "--umask",
+        "7",
+        "-b",
+        &address,
+        "--chdir",
+        &chdir,
+        "app:application",
+    ];
+    Server::new(Client::HttpOverUnix(path), command).user("www-data")
+}
+
 pub fn django_on_gunicorn() -> Server {
     let port = free_port();
     let address = format!("127.0.0.1:{port}");

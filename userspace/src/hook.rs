@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use crate::{
     client::{AskError, Client},
     elsewhere::Elsewhere,
-    instance,
+    files, instance,
     listener::Listener,
     output::Output,
     spawn::{self, CommandError},
@@ -256,6 +256,7 @@ impl Hook {
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         command.process_group(0);
         sys::die_with_parent(&mut command);
+        files::lower_for(&mut command);
         let listeners: Vec<_> = subject.listeners.iter().map(ToString::to_string).collect();
         command.env("WARMIMG_HOOK", subject.moment.to_string());
         command.env("WARMIMG_NAME", subject.name);

@@ -43,11 +43,13 @@ pub mod error;
 pub mod report;
 pub mod requirements;
 
+mod apart;
 pub mod aside;
 mod build_id;
 pub mod cgroup;
 pub mod client;
 pub mod cold;
+mod files;
 pub mod guard;
 pub mod host;
 pub mod listener;

@@ -2,8 +2,10 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
     fmt, fs,
     net::{IpAddr, SocketAddr},
+    os::{fd::AsFd, unix::ffi::OsStringExt as _},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -11,6 +13,10 @@ use std::{
 use procfs::{
     net::{TcpNetEntry, TcpState},
     process::Process,
+};
+use rustix::{
+    io::Errno,
+    net::{SocketAddrUnix, getsockname},
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +45,26 @@ impl Listener {
 }
 
 impl Listener {
+    /// Where a socket is; nothing if it is of another kind, or has no name.
+    ///
+    /// # Errors
+    /// What getsockname(2) says.
+    pub fn of(socket: impl AsFd) -> Result<Option<Self>, Errno> {
+        let address = getsockname(socket)?;
+        if let Ok(address) = SocketAddr::try_from(address.clone()) {
+            return Ok(Some(Self::Tcp { address }));
+        }
+        let named = |unix: SocketAddrUnix| -> Option<Self> {
+            let name = match unix.path_bytes() {
+                Some(path) => path.to_vec(),
+                None => [b"@", unix.abstract_name()?].concat(),
+            };
+            let path = OsString::from_vec(name).into();
+            Some(Self::Unix { path })
+        };
+        Ok(SocketAddrUnix::try_from(address).ok().and_then(named))
+    }
+
     /// The file of a Unix socket of a server that was started in `folder`.
     pub fn file(&self, folder: &Path) -> Option<PathBuf> {
         match self {
@@ -89,7 +115,7 @@ pub fn is_taken(address: SocketAddr, shared: bool) -> bool {
             sockopt::set_socket_reuseport(&socket, shared)?;
             bind(&socket, &address)
         });
-    bound == Err(rustix::io::Errno::ADDRINUSE)
+    bound == Err(Errno::ADDRINUSE)
 }
 
 /// An address of version 4, if it stands in one of version 6 (as a socket for both has it).

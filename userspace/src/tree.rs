@@ -3,10 +3,10 @@
 //! A process may be gone at any moment; then it is simply not
 //! in the answer.
 
-use std::{collections::HashMap, fmt, fs, path::PathBuf};
+use std::{collections::HashMap, fmt, fs, io, path::PathBuf};
 
 use procfs::process::{FDTarget, Process};
-use rustix::thread::CapabilitySet;
+use rustix::{io::Errno, thread::CapabilitySet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -157,6 +157,12 @@ pub fn resume(init: HostPid) {
     for pid in descendants(init) {
         signal(pid, rustix::process::Signal::CONT);
     }
+}
+
+/// Whether a failed look says that the process or the descriptor is gone.
+pub fn is_gone(error: &io::Error) -> bool {
+    let error = Errno::from_io_error(error);
+    matches!(error, Some(Errno::NOENT | Errno::SRCH | Errno::BADF))
 }
 
 fn is_alive(pid: HostPid) -> bool {

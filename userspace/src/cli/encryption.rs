@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::encryption::{KeyError, Keys as Read, Recipients};
 
-/// A passphrase, which both encrypts and opens.
+// A passphrase, which both encrypts and opens.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Passphrase {
     /// The passphrase of an encrypted image: the first line of this file
@@ -14,7 +14,7 @@ pub struct Passphrase {
     pub passphrase_file: Option<PathBuf>,
 }
 
-/// What an image is to be encrypted to.
+// What an image is to be encrypted to.
 #[derive(Debug, Args)]
 pub struct Encrypt {
     /// Encrypt the image, so that it is open in memory only: to a public key of age(1), as age1…,
@@ -36,7 +36,7 @@ impl Encrypt {
     }
 }
 
-/// Secret keys.
+// Secret keys.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Identities {
     /// Open an encrypted image with the keys in this file, as age-keygen(1) writes it; can be given
@@ -55,7 +55,7 @@ impl Identities {
     }
 }
 
-/// What opens an encrypted image that is not open yet.
+// What opens an encrypted image that is not open yet.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Keys {
     #[command(flatten)]

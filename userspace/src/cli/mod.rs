@@ -82,7 +82,8 @@ pub struct Global {
     pub verbose: u8,
 }
 
-// The arguments of the others are not made: that takes longer than all else until the first line.
+// The arguments of the others are not made: that takes longer than all else until the first line. What is said of
+// a structure of arguments is no doc comment: it would take the place of the help of its command.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub enum Command {
@@ -305,7 +306,7 @@ impl ValueEnum for At {
     }
 }
 
-/// What more there is to say about a capture.
+// What more there is to say about a capture.
 #[derive(Debug, Args)]
 pub struct How {
     /// The listener that counts: PORT, ADDRESS:PORT, or the path of a Unix socket [default: any]
@@ -392,7 +393,7 @@ pub struct Checkpoint {
     pub encrypt: Encrypt,
 }
 
-/// What becomes of connections.
+// What becomes of connections.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Connections {
     /// Restore connections that the server has to others as closed ones
@@ -415,7 +416,7 @@ impl Connections {
     }
 }
 
-/// The control group of an instance.
+// The control group of an instance.
 #[derive(Debug, Args)]
 pub struct Group {
     /// How much of the processors it may use, as 0.5 or 2, or max
@@ -445,7 +446,7 @@ impl Group {
     }
 }
 
-/// The limits of a control group.
+// The limits of a control group.
 #[derive(Debug, Args)]
 pub struct LimitOptions {
     /// How much of the processors it may use, as 0.5 or 2, or max

@@ -93,7 +93,7 @@ pub struct Profile {
     pub words: Vec<OsString>,
 }
 
-/// What else to do with profiles.
+// What else to do with profiles.
 #[derive(Debug, Subcommand)]
 pub enum ProfileCommand {
     /// Show what has changed between two profiles, or two sets of them

@@ -13,7 +13,7 @@ use crate::{
     restore::MemoryMode,
 };
 
-/// How an image comes back.
+// How an image comes back.
 #[derive(Debug, Args)]
 pub struct Back {
     /// How its memory comes back: mapped from the image, and shared with all copies until it is

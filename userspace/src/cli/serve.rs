@@ -67,7 +67,7 @@ pub struct Serve {
     pub check: bool,
 }
 
-/// A site of the gateway that serves from the store.
+// A site of the gateway that serves from the store.
 #[derive(Debug, Args)]
 pub struct SiteName {
     /// Its name

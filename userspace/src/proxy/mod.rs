@@ -26,7 +26,4 @@ mod stream;
 mod tls;
 mod upstream;
 
-pub use self::{
-    privileges::raise_files,
-    run::{ProxyError, run},
-};
+pub use self::run::{ProxyError, run};

@@ -43,17 +43,3 @@ pub fn drop_all() -> io::Result<()> {
     rustix::process::set_dumpable_behavior(not_dumpable)?;
     Ok(())
 }
-
-/// Allows as many open files as the hard limit does; returns the number.
-pub fn raise_files() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
-        Err(_) => limit.current.unwrap_or(u64::MAX),
-    }
-}

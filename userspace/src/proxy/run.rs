@@ -26,7 +26,7 @@ use super::{
     site::{Live, Site},
     tls::{Tickets, Tls, TlsError},
 };
-use crate::report::access::Log;
+use crate::{files, report::access::Log};
 
 /// Why the proxy ends.
 #[derive(Debug, thiserror::Error)]
@@ -272,7 +272,7 @@ impl Proxy {
 
     /// Changes how many connections there may be. Each may need a descriptor of its own and one to a site.
     fn set_places(&mut self, wanted: usize) {
-        let files = privileges::raise_files().saturating_sub(OTHER_DESCRIPTORS) / 2;
+        let files = files::raise().saturating_sub(OTHER_DESCRIPTORS) / 2;
         let wanted = wanted
             .min(usize::try_from(files).unwrap_or(usize::MAX))
             .max(1);

@@ -513,7 +513,6 @@ fn exported(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Export { path, source }
 }
 
-/// Prints rows in columns, the first row being the headings.
 /// Writes a profile to where it was asked for.
 fn put(text: &[u8], asked: &cli::Profile, file: Option<&mut File>) -> Result<(), Error> {
     match (file, &asked.output) {
@@ -522,6 +521,7 @@ fn put(text: &[u8], asked: &cli::Profile, file: Option<&mut File>) -> Result<(),
     }
 }
 
+/// Prints rows in columns, the first row being the headings.
 fn table<const N: usize>(rows: Vec<[String; N]>) -> Result<(), Error> {
     let mut out = Lines::default();
     columns(rows).lines().for_each(|line| out.add(line));

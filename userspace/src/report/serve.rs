@@ -29,7 +29,6 @@ impl Cause {
             Self::Idle => "no connection for long enough",
             Self::MaxLife => "it has lived for long enough",
             Self::Image => "there is a new image",
-            Self::Removed => "it is served no more",
         }
     }
 }

@@ -4,64 +4,58 @@
 //! it takes the more time the busier the host is, while the instance stands still and all sites wait.
 
 use std::{
-    ffi::OsString,
+    fs::{self, DirEntry},
+    io,
     os::{
-        fd::{AsFd, BorrowedFd},
-        unix::ffi::OsStringExt as _,
+        fd::{AsFd as _, BorrowedFd},
+        unix::ffi::OsStrExt as _,
     },
 };
 
-use procfs::process::{FDTarget, Process};
 use rustix::{
     io::Errno,
-    net::{SocketAddrUnix, getpeername, getsockname},
+    net::getpeername,
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
-use crate::{listener::Listener, tree::HostPid};
+use crate::{
+    listener::Listener,
+    tree::{HostPid, is_gone},
+};
 
 /// Whether a process that stands still has a connection that was made to a listener. One that cannot be
 /// looked at may have one.
 pub fn has_accepted(pid: HostPid, listener: &Listener) -> bool {
-    let Some(own) = Pid::from_raw(pid.0) else {
-        return false;
-    };
-    let pidfd = match pidfd_open(own, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(error) => return error != Errno::SRCH,
-    };
-    let Ok(descriptors) = Process::new(pid.0).and_then(|process| process.fd()) else {
-        return false;
-    };
-    let sockets = descriptors
-        .flatten()
-        .filter(|descriptor| matches!(descriptor.target, FDTarget::Socket(_)));
-    sockets
-        .map(|socket| local(pidfd.as_fd(), socket.fd))
-        .any(|local| match local {
-            Ok(local) => local.is_some_and(|local| listener.clashes_with(&local)),
-            Err(error) => !matches!(error, Errno::SRCH | Errno::BADF),
-        })
+    look(pid, listener).unwrap_or_else(|error| !is_gone(&error))
 }
 
-/// The own end of a connection; `None` of a socket that has no other end.
-fn local(pidfd: BorrowedFd, number: i32) -> Result<Option<Listener>, Errno> {
-    let socket = pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty())?;
-    if getpeername(&socket).is_err() {
-        return Ok(None);
-    }
-    let address = getsockname(&socket)?;
-    if let Ok(address) = address.clone().try_into() {
-        return Ok(Some(Listener::Tcp { address }));
-    }
-    Ok(SocketAddrUnix::try_from(address).ok().and_then(|unix| {
-        let name = match unix.path_bytes() {
-            Some(path) => path.to_vec(),
-            None => [b"@", unix.abstract_name()?].concat(),
-        };
-        let path = OsString::from_vec(name).into();
-        Some(Listener::Unix { path })
+fn look(pid: HostPid, listener: &Listener) -> io::Result<bool> {
+    let process = Pid::from_raw(pid.0).ok_or(Errno::SRCH)?;
+    let process = pidfd_open(process, PidfdFlags::empty())?;
+    let mut descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    Ok(descriptors.any(|descriptor| {
+        let is_meant = descriptor.and_then(|found| is_of(listener, process.as_fd(), &found));
+        is_meant.unwrap_or_else(|error| !is_gone(&error))
     }))
+}
+
+/// Whether one of the descriptors of a process is a connection that was made to a listener.
+fn is_of(listener: &Listener, process: BorrowedFd, descriptor: &DirEntry) -> io::Result<bool> {
+    let target = fs::read_link(descriptor.path())?;
+    let number = descriptor.file_name().to_string_lossy().parse();
+    let (true, Ok(number)) = (
+        target.as_os_str().as_bytes().starts_with(b"socket:"),
+        number,
+    ) else {
+        return Ok(false);
+    };
+    let socket = pidfd_getfd(process, number, PidfdGetfdFlags::empty())?;
+    // A listening socket has no other end.
+    if getpeername(&socket).is_err() {
+        return Ok(false);
+    }
+    let own = Listener::of(&socket)?;
+    Ok(own.is_some_and(|own| listener.clashes_with(&own)))
 }
 
 #[cfg(test)]
@@ -72,7 +66,11 @@ mod tests {
             linux::net::SocketAddrExt as _,
             unix::net::{SocketAddr, UnixListener, UnixStream},
         },
+        process::Command,
+        thread,
     };
+
+    use nix::unistd::Uid;
 
     use super::*;
 
@@ -101,5 +99,23 @@ mod tests {
         assert!(!has_accepted(own, &listener));
         let _accepted = socket.accept().unwrap();
         assert!(has_accepted(own, &listener));
+    }
+    #[test]
+    fn a_process_that_cannot_be_looked_at_may_have_one() {
+        let mut process = Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let pid = HostPid(process.id() as i32);
+        let address = "127.0.0.1:80".parse().unwrap();
+        let listener = Listener::Tcp { address };
+        assert!(!has_accepted(pid, &listener));
+        // As one without rights, which is a matter of the thread alone.
+        let as_nobody = || {
+            nix::unistd::setfsuid(Uid::from_raw(65534));
+            fs::read_dir(format!("/proc/{pid}/fd")).is_err() == has_accepted(pid, &listener)
+        };
+        let answered = thread::scope(|scope| scope.spawn(as_nobody).join());
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert!(answered.unwrap());
+        assert!(!has_accepted(pid, &listener));
     }
 }

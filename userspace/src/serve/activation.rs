@@ -1,10 +1,10 @@
 //! Listening sockets that a service manager has opened and passes on, as sd_listen_fds(3) describes.
 //!
-//! They are taken for what they are called, or for where they listen; and closed by an exec.
+//! They are taken for where they listen, or else for what they are called; and closed by an exec.
 
-use std::{ffi::OsStr, io, net::SocketAddr, os::fd::AsFd, os::unix::ffi::OsStrExt as _};
+use std::{io, os::fd::AsFd};
 
-use rustix::net::{SocketAddrUnix, SocketType, getsockname, sockopt};
+use rustix::net::{SocketType, sockopt};
 
 use super::keeper::Kept;
 use crate::{listener::Listener, sys};
@@ -48,18 +48,7 @@ fn listener(socket: impl AsFd) -> Option<Listener> {
     if !listens || !is_stream {
         return None;
     }
-    let address = getsockname(&socket).ok()?;
-    if let Ok(address) = SocketAddr::try_from(address.clone()) {
-        return Some(Listener::Tcp { address });
-    }
-    let address = SocketAddrUnix::try_from(address).ok()?;
-    let path = match (address.path_bytes(), address.abstract_name()) {
-        (Some(path), _) => path.to_vec(),
-        (None, name) => [b"@", name?].concat(),
-    };
-    Some(Listener::Unix {
-        path: OsStr::from_bytes(&path).into(),
-    })
+    Listener::of(socket).ok()?
 }
 
 #[cfg(test)]

@@ -10,13 +10,14 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
 };
 
-use nix::sys::wait::{WaitStatus, waitpid};
 use rustix::{
     event::epoll,
+    io::Errno,
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
 use crate::{
+    apart::in_child,
     sys,
     tree::{self, HostPid},
 };
@@ -25,32 +26,50 @@ use crate::{
 /// accept(2), poll(2) or select(2) still do.
 ///
 /// # Errors
-/// What /proc, pidfd_getfd(2) and epoll_ctl(2) say.
+/// The first that /proc, pidfd_getfd(2) or epoll_ctl(2) say; all others hear of none then.
 pub fn take_no_more(init: HostPid, socket: BorrowedFd<'_>) -> io::Result<()> {
     let inode = rustix::fs::fstat(socket)?.st_ino;
+    let mut done = Ok(());
     for pid in tree::descendants(init) {
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-            // It has ended.
-            continue;
-        };
-        for descriptor in descriptors.flatten() {
-            let is_epoll = fs::read_link(descriptor.path())
-                .is_ok_and(|target| target.as_os_str() == "anon_inode:[eventpoll]");
-            let number = descriptor.file_name().to_string_lossy().parse();
-            let (true, Ok(number)) = (is_epoll, number) else {
-                continue;
-            };
-            let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))?;
-            let watched = watched(&info, inode);
-            if !watched.is_empty() {
-                let process = Pid::from_raw(pid.0).ok_or(io::ErrorKind::NotFound)?;
-                let process = pidfd_open(process, PidfdFlags::empty())?;
-                let epoll = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?;
-                remove(&epoll, socket, &watched)?;
-            }
-        }
+        let left = fs::read_dir(format!("/proc/{pid}/fd")).and_then(|descriptors| {
+            let descriptors = descriptors.flatten();
+            let left = descriptors.map(|descriptor| leave(pid, &descriptor, socket, inode));
+            left.map(unless_gone).fold(Ok(()), Result::and)
+        });
+        done = done.and(unless_gone(left));
     }
-    Ok(())
+    done
+}
+
+/// What has ended, or was closed, hears of nothing.
+fn unless_gone(left: io::Result<()>) -> io::Result<()> {
+    left.or_else(|error| match tree::is_gone(&error) {
+        true => Ok(()),
+        false => Err(error),
+    })
+}
+
+/// Removes a socket from a descriptor of a process, if that is an epoll instance.
+fn leave(
+    pid: HostPid,
+    descriptor: &fs::DirEntry,
+    socket: BorrowedFd<'_>,
+    inode: u64,
+) -> io::Result<()> {
+    let target = fs::read_link(descriptor.path())?;
+    let number = descriptor.file_name().to_string_lossy().parse();
+    let (true, Ok(number)) = (target.as_os_str() == "anon_inode:[eventpoll]", number) else {
+        return Ok(());
+    };
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))?;
+    let watched = watched(&info, inode);
+    if watched.is_empty() {
+        return Ok(());
+    }
+    let process = Pid::from_raw(pid.0).ok_or(Errno::SRCH)?;
+    let process = pidfd_open(process, PidfdFlags::empty())?;
+    let epoll = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?;
+    remove(&epoll, socket, &watched)
 }
 
 /// The numbers by which an epoll instance watches a file, from its fdinfo; see proc(5).
@@ -67,28 +86,18 @@ fn watched(info: &str, inode: u64) -> Vec<RawFd> {
 /// Removes a file from an epoll instance, which knows it by these numbers of another process: a child
 /// has it by the same.
 fn remove(epoll: &OwnedFd, socket: BorrowedFd<'_>, numbers: &[RawFd]) -> io::Result<()> {
-    match sys::fork(sys::ForkOptions::default())? {
-        sys::Fork::Child => {
-            let behind = numbers.iter().max().map_or(0, |most| most + 1);
-            let removed = || -> io::Result<()> {
-                // Out of the way of all these numbers.
-                let epoll = rustix::io::fcntl_dupfd_cloexec(epoll, behind)?;
-                let socket = rustix::io::fcntl_dupfd_cloexec(socket, behind)?;
-                for &number in numbers {
-                    sys::place(socket.as_raw_fd(), number)?;
-                    epoll::delete(epoll.as_fd(), sys::permanent(number))?;
-                }
-                Ok(())
-            };
-            let code = removed().map_or_else(|error| error.raw_os_error().unwrap_or(1), |()| 0);
-            sys::exit_now(code)
-        }
-        sys::Fork::Parent { pid, .. } => match waitpid(nix::unistd::Pid::from_raw(pid), None)? {
-            WaitStatus::Exited(_, 0) => Ok(()),
-            WaitStatus::Exited(_, code) => Err(io::Error::from_raw_os_error(code)),
-            _ => Err(io::ErrorKind::Other.into()),
-        },
-    }
+    let behind = numbers.iter().max().map_or(0, |most| most + 1);
+    in_child(|| {
+        // Out of the way of all these numbers.
+        let epoll = rustix::io::fcntl_dupfd_cloexec(epoll, behind)?;
+        let socket = rustix::io::fcntl_dupfd_cloexec(socket, behind)?;
+        let delete = |&number: &RawFd| -> io::Result<()> {
+            sys::place(socket.as_raw_fd(), number)?;
+            Ok(epoll::delete(epoll.as_fd(), sys::permanent(number))?)
+        };
+        // One that fails keeps the others from nothing.
+        numbers.iter().map(delete).fold(Ok(()), Result::and)
+    })
 }
 
 #[cfg(test)]

@@ -414,8 +414,10 @@ impl Fleet {
 
     /// Whether a process below this init has a connection to the site.
     fn has_accepted(&self, init: HostPid) -> bool {
-        let mut pids = tree::descendants(init).into_iter();
-        pids.any(|pid| accepted::has_accepted(pid, &self.socket.listener))
+        let pids = tree::descendants(init);
+        let has_accepted = |&pid: &HostPid| accepted::has_accepted(pid, &self.socket.listener);
+        // Where none is seen they could not be looked at.
+        pids.is_empty() || pids.iter().any(has_accepted)
     }
 
     /// Ends an instance, within the time that it has for that.
@@ -484,8 +486,6 @@ impl Fleet {
         if keep {
             return;
         }
-        // Nothing comes any more; what waits is told so by the end of the socket.
-        self.socket.remove();
         let leaving = self.leaving.drain(..).map(|leaving| leaving.running);
         let all: Vec<Running> = self.serving.drain(..).chain(leaving).collect();
         let (shared, name, grace) = (&self.shared, &self.name, self.config.grace);

@@ -38,13 +38,11 @@ use crate::{
     criu::Program,
     doctor::chain,
     edit::SocketTraits,
+    files,
     instance::{self, Running, State},
     listener::Listener,
     private,
-    proxy::{
-        plan::{Plan, State as SiteState, Stats},
-        raise_files,
-    },
+    proxy::plan::{Plan, State as SiteState, Stats},
     store::Store,
     sys::bpf,
     watch::connections::{Counter, Told},
@@ -124,7 +122,7 @@ impl Gateway {
     ) -> Result<Self, GatewayError> {
         let places = places(&store, config)?;
         // Each site has two descriptors.
-        raise_files();
+        files::raise();
         let folder = folder(store.root());
         let lock = lock(&folder)?;
         let admin = Admin::listen(&folder).map_err(|source| GatewayError::Folder {
@@ -155,6 +153,7 @@ impl Gateway {
             folder,
             _lock: lock,
         };
+        // Those that were passed come first.
         let mut kept = passed.sockets;
         kept.extend(Keeper::take_over(&gateway.folder));
         gateway.serve(config, places, &mut kept).await?;
@@ -197,11 +196,13 @@ impl Gateway {
         places: BTreeMap<String, Place>,
         kept: &mut Vec<Kept>,
     ) -> Result<(), GatewayError> {
+        let held_before: Vec<_> = self.held().cloned().collect();
         // First what can fail.
         let mut sockets = BTreeMap::new();
         for (name, place) in &places {
             let goes_on = |site: &Handle| site.place == *place;
             if !self.sites.get(name).is_some_and(goes_on) {
+                let kept = Kept::take(kept, &place.new, Some(name));
                 let socket = self.socket(name, &place.new, &place.traits, kept)?;
                 sockets.insert(name.clone(), socket);
             }
@@ -213,7 +214,8 @@ impl Gateway {
             let open = open.find(|door| door.listener == listener);
             let door = match open {
                 Some(door) => door.clone(),
-                None => self.socket(PROXY, &listener, &DOOR, kept)?,
+                // They are all called the same.
+                None => self.socket(PROXY, &listener, &DOOR, Kept::take(kept, &listener, None))?,
             };
             doors.push(door);
         }
@@ -259,6 +261,11 @@ impl Gateway {
                 (None, None) => {}
             }
         }
+        for socket in held_before {
+            if !self.held().any(|held| held.listener == socket.listener) {
+                socket.remove();
+            }
+        }
         for running in before {
             // Nobody can reach it any more.
             running.stop(Duration::ZERO).await?;
@@ -266,26 +273,25 @@ impl Gateway {
         Ok(())
     }
 
-    /// A socket that listens there: one that another site gives up, one of a gateway that is gone, or
-    /// a new one.
+    /// All sockets that this gateway listens on.
+    fn held(&self) -> impl Iterator<Item = &Rc<Socket>> {
+        let sites = self.sites.values().map(|site| &site.socket);
+        let metrics = self.metrics.iter().map(|door| &door.socket);
+        sites.chain(&self.doors).chain(metrics)
+    }
+
+    /// A socket that listens there: one that another site gives up, one that was kept, or a new one.
     fn socket(
         &self,
         name: &str,
         listener: &Listener,
         traits: &SocketTraits,
-        kept: &mut Vec<Kept>,
+        kept: Option<Kept>,
     ) -> Result<Rc<Socket>, GatewayError> {
-        let mut held = self
-            .sites
-            .values()
-            .map(|site| &site.socket)
-            .chain(&self.doors);
-        let held = held.find(|socket| socket.listener == *listener);
-        let is_kept = kept.iter().position(|kept| kept.is_for(name, listener));
-        let socket = match (held, is_kept) {
+        let held = self.held().find(|socket| socket.listener == *listener);
+        let socket = match (held, kept) {
             (Some(held), _) => held.again(traits),
-            // Those that were passed come first.
-            (None, Some(number)) => Socket::kept(kept.remove(number), traits),
+            (None, Some(kept)) => Socket::kept(kept, traits),
             (None, None) => Socket::bind(listener, traits),
         };
         socket.map(Rc::new).map_err(|source| GatewayError::Listen {
@@ -307,7 +313,7 @@ impl Gateway {
         let open = self.metrics.as_ref().map(|door| door.socket.clone());
         let socket = match open.filter(|socket| socket.listener == listener) {
             Some(socket) => socket,
-            None => self.socket(METRICS, &listener, &DOOR, kept)?,
+            None => self.socket(METRICS, &listener, &DOOR, Kept::take(kept, &listener, None))?,
         };
         let door = metrics::Door::open(socket);
         let door = door.map_err(|source| GatewayError::Listen {
@@ -487,10 +493,16 @@ impl Gateway {
 
     /// Ends all sites; their instances and sockets too, unless they are to be kept for another
     /// gateway.
-    pub async fn leave(self, keep: bool) {
+    pub async fn leave(mut self, keep: bool) {
         // While it finishes, sites still come up.
-        if let Some(front) = self.front {
+        if let Some(front) = self.front.take() {
             front.leave().await;
+        }
+        match keep {
+            // Another gateway listens anew for metrics.
+            true => self.metrics.iter().for_each(|door| door.socket.remove()),
+            // Nothing comes any more; what waits is told so by the end of the socket.
+            false => self.held().for_each(|socket| socket.remove()),
         }
         let leaving = self
             .sites

@@ -32,8 +32,6 @@ pub enum Cause {
     MaxLife,
     /// There is a new image.
     Image,
-    /// The gateway ends, or no longer has the site.
-    Removed,
 }
 
 /// How an instance came up.

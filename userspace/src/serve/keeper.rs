@@ -44,11 +44,16 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Whether it is meant for what has this name, and is to listen there.
-    pub fn is_for(&self, name: &str, listener: &Listener) -> bool {
-        let is_alike = mem::discriminant(&self.listener) == mem::discriminant(listener);
-        let is_free = is_any_port(listener) || (self.is_passed && is_alike);
-        self.listener == *listener || (self.name == name && is_free)
+    /// Takes the one that listens there; else that of this name, if it may listen elsewhere.
+    pub fn take(all: &mut Vec<Self>, listener: &Listener, name: Option<&str>) -> Option<Self> {
+        let equal = all.iter().position(|kept| kept.listener == *listener);
+        let is_named = |kept: &Self| {
+            let is_alike = mem::discriminant(&kept.listener) == mem::discriminant(listener);
+            let is_free = is_any_port(listener) || kept.is_passed;
+            is_alike && is_free && Some(&*kept.name) == name
+        };
+        let found = equal.or_else(|| all.iter().position(is_named));
+        found.map(|place| all.remove(place))
     }
 }
 
@@ -161,4 +166,54 @@ fn hold(descriptors: &[i32]) -> ! {
         while signals.wait() != Ok(nix::sys::signal::Signal::SIGTERM) {}
     }
     sys::exit_now(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(text: &str) -> Listener {
+        let address = text.parse().unwrap();
+        Listener::Tcp { address }
+    }
+
+    fn passed(sockets: &[(&str, &str)]) -> Vec<Kept> {
+        let socket = |(name, listener): &(&str, &str)| Kept {
+            name: (*name).to_owned(),
+            listener: tcp(listener),
+            descriptor: fs::File::open("/dev/null").unwrap().into(),
+            is_passed: true,
+        };
+        sockets.iter().map(socket).collect()
+    }
+
+    #[test]
+    fn a_socket_is_known_by_its_place_before_its_name() {
+        let mut all = passed(&[
+            ("shop", "[::]:443"),
+            ("shop", "[::]:80"),
+            ("blog", "[::]:81"),
+        ]);
+        let unix = Listener::Unix {
+            path: "/run/blog.sock".into(),
+        };
+        let mut place = |listener: &Listener, name| {
+            let kept = Kept::take(&mut all, listener, name);
+            kept.map(|kept| kept.listener)
+        };
+        assert_eq!(place(&tcp("127.0.0.1:80"), None), None);
+        assert_eq!(place(&tcp("[::]:80"), Some("shop")), Some(tcp("[::]:80")));
+        assert_eq!(place(&unix, Some("blog")), None);
+        assert_eq!(place(&tcp("[::]:8081"), Some("blog")), Some(tcp("[::]:81")));
+        assert_eq!(place(&tcp("[::]:443"), None), Some(tcp("[::]:443")));
+        assert_eq!(place(&tcp("[::]:443"), Some("shop")), None);
+    }
+
+    #[test]
+    fn what_was_kept_goes_on_elsewhere_only_if_any_port_will_do() {
+        let mut all = passed(&[("shop", "127.0.0.1:4711")]);
+        all[0].is_passed = false;
+        assert!(Kept::take(&mut all, &tcp("127.0.0.1:80"), Some("shop")).is_none());
+        assert!(Kept::take(&mut all, &tcp("127.0.0.1:0"), Some("shop")).is_some());
+    }
 }

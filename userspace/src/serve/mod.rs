@@ -33,6 +33,7 @@ mod recapture;
 mod shared;
 mod site;
 pub mod socket;
+mod superseded;
 mod trace;
 pub mod wakes;
 

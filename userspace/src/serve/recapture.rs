@@ -10,7 +10,11 @@ use std::{
 
 use tokio::{io::AsyncReadExt as _, process};
 
-use crate::sys;
+use crate::{
+    files,
+    store::{Digest, Store},
+    sys,
+};
 
 /// How long it may take, all in all.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -36,7 +40,7 @@ impl Recaptures {
     ///
     /// # Errors
     /// What fork(2) and execve(2) say.
-    pub fn begin(&mut self, store: &Path, criu: &Path, image: &str) -> io::Result<bool> {
+    pub fn begin(&mut self, store: &Store, criu: &Path, image: &str) -> io::Result<bool> {
         let is_early = self.not_before.is_some_and(|time| Instant::now() < time);
         if is_early || self.current.is_some() {
             return Ok(false);
@@ -55,18 +59,21 @@ impl Recaptures {
         self.not_before.map_or(Duration::ZERO, left)
     }
 
-    /// Waits until the one that is under way has ended; returns how long it took. Can be cancelled.
+    /// Waits until the one that is under way has ended. Can be cancelled.
     ///
     /// # Errors
     /// Why there is no new image.
-    pub async fn ended(&mut self) -> Result<Duration, String> {
+    pub async fn ended(&mut self) -> Result<Recaptured, String> {
         let Some(current) = &mut self.current else {
             return std::future::pending().await;
         };
         let ended = current.ended().await;
-        let took = current.begun.elapsed();
+        let recaptured = Recaptured {
+            took: current.begun.elapsed(),
+            before: current.before.take(),
+        };
         self.current = None;
-        ended.map(|()| took)
+        ended.map(|()| recaptured)
     }
 
     /// Takes note that the image is as it should.
@@ -75,19 +82,27 @@ impl Recaptures {
     }
 }
 
+/// A recapture that was made.
+pub struct Recaptured {
+    pub took: Duration,
+    /// The image that there was before.
+    pub before: Option<Digest>,
+}
+
 /// A recapture that is under way. It ends when this is dropped, and with it what it has begun.
 struct Recapture {
     child: process::Child,
     begun: Instant,
+    before: Option<Digest>,
 }
 
 impl Recapture {
-    fn begin(store: &Path, criu: &Path, image: &str) -> io::Result<Self> {
+    fn begin(store: &Store, criu: &Path, image: &str) -> io::Result<Self> {
         // The program that this is, even after an update of its file.
         let mut command = process::Command::new(PathBuf::from("/proc/self/exe"));
         command
             .arg("--store")
-            .arg(store)
+            .arg(store.root())
             .arg("--criu")
             .arg(criu)
             .args(["recapture", image])
@@ -96,7 +111,9 @@ impl Recapture {
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         sys::die_with_parent(&mut command);
+        files::lower_for(&mut command);
         Ok(Self {
+            before: store.locate(image).ok(),
             child: command.spawn()?,
             begun: Instant::now(),
         })

@@ -16,7 +16,8 @@ use super::{
     config::Site as Config,
     fleet::Fleet,
     journal::{Cause, How, What},
-    recapture::Recaptures,
+    recapture::{Recaptured, Recaptures},
+    superseded,
     wakes::Waking,
 };
 use crate::{
@@ -131,8 +132,8 @@ enum Seen {
     /// The instance with that number has ended.
     Exit(usize),
     Started(Box<Started>),
-    /// There is a new image after this time, or why there is none.
-    Recaptured(Result<Duration, String>),
+    /// There is a new image, or why there is none.
+    Recaptured(Result<Recaptured, String>),
     Time,
     Order(Option<Order>),
 }
@@ -484,7 +485,7 @@ impl Site {
     fn recapture(&mut self) -> bool {
         let shared = &self.fleet.shared;
         let image = self.fleet.config.image(&self.fleet.name);
-        let (store, criu) = (shared.store.root(), &shared.criu.path);
+        let (store, criu) = (&shared.store, &shared.criu.path);
         match self.recaptures.begin(store, criu, image) {
             Ok(has_begun) => has_begun,
             Err(error) => {
@@ -494,15 +495,20 @@ impl Site {
         }
     }
 
-    async fn recaptured(&mut self, outcome: Result<Duration, String>) {
-        let took = match outcome {
-            Ok(took) => took,
+    async fn recaptured(&mut self, outcome: Result<Recaptured, String>) {
+        let Recaptured { took, before } = match outcome {
+            Ok(recaptured) => recaptured,
             Err(error) => return self.not_recaptured(error),
         };
         let image = match self.fleet.image() {
-            Ok(image) => image.digest.to_string(),
+            Ok(image) => image.digest,
             Err(reason) => return self.not_recaptured(reason.to_string()),
         };
+        if let Some(before) = before.filter(|before| *before != image) {
+            let store = self.fleet.shared.store.clone();
+            tokio::task::spawn_local(superseded::remove(store, before));
+        }
+        let image = image.to_string();
         self.fleet.tell(What::Recaptured { image, took });
         self.paused_until = None;
         self.renew().await;

@@ -16,7 +16,6 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -40,9 +39,8 @@ const RETRY: Duration = Duration::from_millis(100);
 pub struct Socket {
     pub listener: Listener,
     pub descriptor: Arc<OwnedFd>,
-    /// Its file, shared with the sockets that were made of this one; none if there is none, or if a service
-    /// manager has the socket too: the file is his.
-    file: Option<Rc<PathBuf>>,
+    /// Its file; none if there is none, or if a service manager has the socket too: the file is his.
+    file: Option<PathBuf>,
 }
 
 impl Socket {
@@ -86,7 +84,7 @@ impl Socket {
         listen(&descriptor, traits.backlog as i32)?;
         rustix::io::ioctl_fionbio(&descriptor, traits.nonblocking)?;
         let file = match &listener {
-            Listener::Unix { path } if abstract_name(path).is_none() => Some(Rc::new(path.clone())),
+            Listener::Unix { path } if abstract_name(path).is_none() => Some(path.clone()),
             _ => None,
         };
         Ok(Self {
@@ -144,12 +142,10 @@ impl Socket {
         }
     }
 
-    /// Removes the file of a Unix socket, unless another one was made of it that listens there.
+    /// Removes the file of a Unix socket.
     pub fn remove(&self) {
-        if let Some(file) = &self.file
-            && Rc::strong_count(file) == 1
-        {
-            let _ = fs::remove_file(&**file);
+        if let Some(file) = &self.file {
+            let _ = fs::remove_file(file);
         }
     }
 }
@@ -206,20 +202,6 @@ mod tests {
         keepalive: None,
         nodelay: false,
     };
-
-    #[test]
-    fn the_last_that_listens_removes_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("server.sock");
-        let listener = Listener::Unix { path: path.clone() };
-        let first = Socket::bind(&listener, &TRAITS).unwrap();
-        let second = first.again(&TRAITS).unwrap();
-        first.remove();
-        drop(first);
-        UnixStream::connect(&path).unwrap();
-        second.remove();
-        assert!(!path.exists());
-    }
 
     #[test]
     fn the_file_of_a_socket_that_was_passed_stays() {

@@ -4,34 +4,34 @@
 //! A seccomp filter stops bind(2) of the command and of all that it starts, and init answers it. The
 //! command sees a call that went well. Servers tend to remove their own Unix socket of before, and some look
 //! first whether another serves it; here it is not their own, so it is not removed, and nobody seems to be
-//! there.
+//! there. The mode and the owner that they give to it are given to the file where it is instead.
 //!
 //! Invariant: calls that concern no listener of the plan are carried out as ever.
 
 use std::{
-    fs, io,
-    io::IoSliceMut,
+    fs::{self, Permissions},
+    io,
     mem::offset_of,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd},
-        unix::ffi::{OsStrExt as _, OsStringExt as _},
+        unix::{
+            ffi::OsStringExt as _,
+            fs::{PermissionsExt as _, chown},
+        },
     },
     path::{Path, PathBuf},
 };
 
-use nix::{
-    sys::uio::{RemoteIoVec, process_vm_readv},
-    unistd::Pid,
-};
-use procfs::process::Process;
 use rustix::{
     fs::{OFlags, fcntl_getfl},
+    io::Errno,
     net::{SocketAddrUnix, SocketType, sockopt},
-    process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
+use super::caller::{Rights, descriptor_of, is_closed_by_exec, read, read_path, until_nul};
 use crate::{
+    apart::in_child,
     guard::filter::{MARK, NATIVE, jump, statement},
     listener::{Listener, canonical},
     sys::{
@@ -58,14 +58,28 @@ pub enum Instead {
 }
 
 /// The calls that are stopped for a Unix socket besides bind(2).
-const ON_FILES: &[u32] = &[
-    libc::SYS_connect as u32,
-    libc::SYS_unlinkat as u32,
+const ON_UNIX: &[libc::c_long] = &[
+    libc::SYS_connect,
+    libc::SYS_unlinkat,
+    libc::SYS_fchmodat,
+    libc::SYS_fchmodat2,
+    libc::SYS_fchownat,
     #[cfg(target_arch = "x86_64")]
-    {
-        libc::SYS_unlink as u32
-    },
+    libc::SYS_unlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
 ];
+
+/// What is to be done with a file.
+enum Deed {
+    Remove,
+    SetMode(u32),
+    SetOwner(Option<u32>, Option<u32>),
+}
 
 /// The filter that stops the calls that may concern these listeners.
 pub fn program(bound: &[Bound]) -> Vec<Instruction> {
@@ -75,7 +89,7 @@ pub fn program(bound: &[Bound]) -> Vec<Instruction> {
     let is_unix = |bound: &Bound| matches!(bound.asked, Listener::Unix { .. });
     let mut calls = vec![libc::SYS_bind as u32];
     if bound.iter().any(is_unix) {
-        calls.extend(ON_FILES);
+        calls.extend(ON_UNIX.iter().map(|&call| call as u32));
     }
     let count = calls.len() as u8;
     let mut filter = vec![
@@ -129,15 +143,15 @@ impl<'a> Binder<'a> {
             libc::SYS_bind => match self.bind(&call) {
                 Ok(None) => (Answer::Continue, None),
                 Ok(bound) => (Answer::Return(0), bound),
-                Err(error) => {
-                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                    (Answer::Return(errno), None)
-                }
+                Err(error) => (Answer::Return(errno(&error)), None),
             },
             libc::SYS_connect if self.is_asked(&call) => (Answer::Return(libc::ECONNREFUSED), None),
             libc::SYS_connect => (Answer::Continue, None),
-            _ if self.keeps(&call) => (Answer::Return(0), None),
-            _ => (Answer::Continue, None),
+            _ => match self.change(&call) {
+                Ok(false) => (Answer::Continue, None),
+                Ok(true) => (Answer::Return(0), None),
+                Err(error) => (Answer::Return(errno(&error)), None),
+            },
         };
         match seccomp::answer(self.listener(), call.id, answer) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -148,11 +162,8 @@ impl<'a> Binder<'a> {
     /// Binds a socket as planned, if there is a plan for it.
     fn bind(&self, call: &Notification) -> io::Result<Option<usize>> {
         let [number, address, length, ..] = call.data.args;
-        let Some(asked) = read_listener(call.pid, address, length) else {
-            return Ok(None);
-        };
-        let mut bound = self.bound.iter();
-        let Some(place) = bound.position(|bound| is_same(call.pid, &bound.asked, &asked)) else {
+        let asked = read_listener(call.pid, address, length);
+        let Some(place) = asked.and_then(|asked| self.place(call.pid, &asked)) else {
             return Ok(None);
         };
         let socket = descriptor_of(call.pid, number as i32)?;
@@ -163,10 +174,15 @@ impl<'a> Binder<'a> {
         match &self.bound[place].instead {
             Instead::At(Listener::Tcp { address }) => rustix::net::bind(&socket, address)?,
             Instead::At(Listener::Unix { path }) => {
-                rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+                let address = SocketAddrUnix::new(path)?;
+                let rights = Rights::of(call.pid)?;
+                in_child(|| {
+                    rights.take()?;
+                    Ok(rustix::net::bind(&socket, &address)?)
+                })?;
             }
             Instead::Handed(handed) => {
-                let handed = sys::permanent(self.first + *handed as RawFd);
+                let handed = self.handed(*handed);
                 let is_nonblocking = fcntl_getfl(&socket)?.contains(OFlags::NONBLOCK);
                 rustix::io::ioctl_fionbio(handed, is_nonblocking)?;
                 let closed_by_exec = is_closed_by_exec(call.pid, number as i32)?;
@@ -182,35 +198,87 @@ impl<'a> Binder<'a> {
         Ok(Some(place))
     }
 
+    /// Which listener of the plan a process means.
+    fn place(&self, pid: u32, asked: &Listener) -> Option<usize> {
+        let mut bound = self.bound.iter();
+        bound.position(|bound| is_same(pid, &bound.asked, asked))
+    }
+
     /// Whether a process connects to one of these Unix sockets.
     fn is_asked(&self, call: &Notification) -> bool {
         let [_, address, length, ..] = call.data.args;
         match read_listener(call.pid, address, length) {
-            Some(asked @ Listener::Unix { .. }) => {
-                let mut bound = self.bound.iter();
-                bound.any(|bound| is_same(call.pid, &bound.asked, &asked))
-            }
+            Some(asked @ Listener::Unix { .. }) => self.place(call.pid, &asked).is_some(),
             _ => false,
         }
     }
 
-    /// Whether a file that is to be removed is a socket that listens.
-    fn keeps(&self, call: &Notification) -> bool {
-        let [first, second, ..] = call.data.args;
-        let (folder, name) = match call.data.nr == libc::SYS_unlinkat as i32 {
-            true => (first as i32, second),
-            false => (libc::AT_FDCWD, first),
+    /// Does what is to be done with the file of one of these Unix sockets, where it is instead; returns whether
+    /// it is one.
+    fn change(&self, call: &Notification) -> io::Result<bool> {
+        let named = file_call(call).and_then(|(folder, name, deed)| {
+            let path = read_path(call.pid, name)?;
+            let is_known = folder == libc::AT_FDCWD || path.is_absolute();
+            let place = self.place(call.pid, &Listener::Unix { path })?;
+            is_known.then_some((place, deed))
+        });
+        let Some((place, deed)) = named else {
+            return Ok(false);
         };
-        let Some(path) = read_path(call.pid, name) else {
-            return false;
+        let with_file = |change: &dyn Fn(PathBuf) -> io::Result<()>| {
+            let file = self.file(place)?.ok_or(Errno::NOENT)?;
+            let rights = Rights::of(call.pid)?;
+            in_child(|| rights.take().and_then(|()| change(file)))
         };
-        if folder != libc::AT_FDCWD && !path.is_absolute() {
-            return false;
+        match deed {
+            Deed::Remove => {}
+            Deed::SetMode(mode) => {
+                with_file(&|file| fs::set_permissions(file, Permissions::from_mode(mode)))?;
+            }
+            Deed::SetOwner(user, group) => with_file(&|file| chown(file, user, group))?,
         }
-        let removed = Listener::Unix { path };
-        let mut bound = self.bound.iter();
-        bound.any(|bound| is_same(call.pid, &bound.asked, &removed))
+        Ok(true)
     }
+
+    /// The file of a listener, where it is instead.
+    fn file(&self, place: usize) -> io::Result<Option<PathBuf>> {
+        let listener = match &self.bound[place].instead {
+            Instead::At(listener) => Some(listener.clone()),
+            Instead::Handed(number) => Listener::of(self.handed(*number))?,
+        };
+        Ok(listener.and_then(|listener| listener.file(Path::new(""))))
+    }
+
+    fn handed(&self, number: usize) -> BorrowedFd<'static> {
+        sys::permanent(self.first + number as RawFd)
+    }
+}
+
+/// What a call is to do with which file: the folder, where the name is in memory, and the deed.
+fn file_call(call: &Notification) -> Option<(RawFd, u64, Deed)> {
+    let [first, second, third, fourth, ..] = call.data.args;
+    let owner = |user: u64, group: u64| {
+        // -1 is for the one that it has.
+        let [user, group] = [user, group].map(|id| Some(id as u32).filter(|&id| id != u32::MAX));
+        Deed::SetOwner(user, group)
+    };
+    let folder = first as RawFd;
+    Some(match libc::c_long::from(call.data.nr) {
+        libc::SYS_unlinkat => (folder, second, Deed::Remove),
+        libc::SYS_fchmodat | libc::SYS_fchmodat2 => (folder, second, Deed::SetMode(third as u32)),
+        libc::SYS_fchownat => (folder, second, owner(third, fourth)),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_unlink => (libc::AT_FDCWD, first, Deed::Remove),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_chmod => (libc::AT_FDCWD, first, Deed::SetMode(second as u32)),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_chown | libc::SYS_lchown => (libc::AT_FDCWD, first, owner(second, third)),
+        _ => return None,
+    })
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 /// Whether what a process asks for is this listener.
@@ -263,54 +331,6 @@ fn parse_listener(bytes: &[u8]) -> Option<Listener> {
         }
         _ => None,
     }
-}
-
-/// A path in the memory of a process, if it is no longer than one of a socket.
-fn read_path(pid: u32, address: u64) -> Option<PathBuf> {
-    let mut bytes = [0; 256];
-    let read = read(pid, address, &mut bytes)?;
-    let name = until_nul(&bytes[..read]);
-    (name.len() < read).then(|| Path::new(std::ffi::OsStr::from_bytes(name)).to_path_buf())
-}
-
-fn until_nul(bytes: &[u8]) -> &[u8] {
-    let end = bytes.iter().position(|&byte| byte == 0);
-    &bytes[..end.unwrap_or(bytes.len())]
-}
-
-/// Reads memory of a process; less than asked for if it ends before.
-fn read(pid: u32, address: u64, target: &mut [u8]) -> Option<usize> {
-    const PAGE: usize = 4096;
-    let base = usize::try_from(address).ok()?;
-    // What is behind the page may not be there.
-    let within = target.len().min(PAGE - base % PAGE);
-    let len = target.len();
-    let pieces = [
-        RemoteIoVec { base, len: within },
-        RemoteIoVec {
-            base: base.checked_add(within)?,
-            len: len - within,
-        },
-    ];
-    let pid = Pid::from_raw(pid as i32);
-    process_vm_readv(pid, &mut [IoSliceMut::new(target)], &pieces).ok()
-}
-
-/// Our own descriptor of a file that a process has open.
-fn descriptor_of(tid: u32, number: RawFd) -> io::Result<OwnedFd> {
-    // A notification is of a thread, and a pidfd of a process.
-    let status = Process::new(tid as i32).and_then(|thread| thread.status());
-    let process = status.map_err(|_| io::ErrorKind::NotFound)?.tgid;
-    let process = rustix::process::Pid::from_raw(process).ok_or(io::ErrorKind::NotFound)?;
-    let process = pidfd_open(process, PidfdFlags::empty())?;
-    Ok(pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?)
-}
-
-fn is_closed_by_exec(pid: u32, number: RawFd) -> io::Result<bool> {
-    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))?;
-    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-    Ok(flags.unwrap_or(0) & libc::O_CLOEXEC != 0)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::{
 use nix::unistd::{Gid, Uid, User};
 
 use super::{init, protocol::Step};
-use crate::sys;
+use crate::{files, sys};
 
 /// Variables that keep a server's start-up within what CRIU can dump. They are set only where
 /// the caller did not, and they change neither what is served nor how the kernel is used for it:
@@ -149,6 +149,12 @@ impl Command {
         {
             return (Step::Credentials, errno.into());
         }
+        self.exec()
+    }
+
+    /// Executes the program as if its caller had. Returns only if that fails.
+    fn exec(&self) -> (Step, io::Error) {
+        files::lower();
         sys::reset_signals();
         (
             Step::Exec,
@@ -209,11 +215,7 @@ impl Command {
         if let Err(error) = env::set_current_dir(&self.working_directory) {
             return (Step::WorkingDirectory, error);
         }
-        sys::reset_signals();
-        (
-            Step::Exec,
-            sys::exec(&self.program, &self.arguments, &self.environment),
-        )
+        self.exec()
     }
 }
 

@@ -7,6 +7,7 @@
 //! it running: when it is dropped or the supervisor dies, its init waits for CRIU and lets the tree go on.
 
 mod bind;
+mod caller;
 mod child;
 mod command;
 mod exec;

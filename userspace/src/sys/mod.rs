@@ -16,6 +16,7 @@ use std::{
     ptr,
 };
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// `struct clone_args` of clone3(2).
@@ -233,6 +234,17 @@ pub fn die_with_parent(command: &mut tokio::process::Command) {
     // SAFETY: prctl(2) is all that runs between fork and exec, and allocates nothing.
     unsafe {
         command.pre_exec(|| check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)).map(drop));
+    }
+}
+
+/// Gives the command this limit of open files, if it can be set.
+pub fn limit_files(command: &mut tokio::process::Command, limit: Rlimit) {
+    // SAFETY: setrlimit(2) is all that runs between fork and exec, and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            let _ = setrlimit(Resource::Nofile, limit);
+            Ok(())
+        });
     }
 }
 
