@@ -55,6 +55,9 @@ fn old_images_go_and_what_runs_stays() {
     assert_eq!(names(&workspace), ["other", "web", "-", "shop"]);
     workspace.run(["prune", "--older-than", "1ms"]);
     assert_eq!(names(&workspace), ["other", "web", "shop"]);
+    let told = workspace.run(["prune", "--keep", "1"]);
+    assert!(told.contains("remain: those in use stay"), "{told}");
+    assert_eq!(names(&workspace), ["other", "web", "shop"]);
 
     // What an instance uses stays, whatever is said.
     for memory in ["map", "copy"] {

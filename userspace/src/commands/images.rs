@@ -149,7 +149,10 @@ pub fn prune(global: &cli::Global, arguments: &cli::Prune, report: &Report) -> R
     let store = open_store(global)?;
     let images = store.list()?;
     let is_used = |image: &Stored| claim(&store, image.digest()).is_err();
-    let choice = arguments.rules().choose(&images, is_used, now_ms());
+    let rules = arguments.rules();
+    let choice = rules.choose(&images, is_used, now_ms());
+    let remaining = images.len() - choice.removed.len();
+    let is_more = rules.only_keep().is_some_and(|keep| remaining > keep);
     let mut left = 0;
     for image in &choice.removed {
         let bytes = image.bytes();
@@ -166,7 +169,7 @@ pub fn prune(global: &cli::Global, arguments: &cli::Prune, report: &Report) -> R
     if !arguments.dry_run {
         store.sweep_partial();
     }
-    report.rest_of_prune(choice.rest_bytes + left, arguments.max_size)?;
+    report.rest_of_prune(choice.rest_bytes + left, arguments.max_size, is_more)?;
     Ok(0)
 }
 

@@ -305,22 +305,25 @@ impl Report {
         out.print()
     }
 
-    /// What remains after a prune, and how much there should be at most.
-    pub fn rest_of_prune(&self, bytes: u64, most: Option<u64>) -> Result<(), Error> {
-        let most = most.unwrap_or(u64::MAX);
+    /// What remains after a prune, how much there should be at most, and whether it is more images than were
+    /// to be kept.
+    pub fn rest_of_prune(&self, bytes: u64, most: Option<u64>, is_more: bool) -> Result<(), Error> {
+        let too_much = most.filter(|&most| bytes > most);
         if self.json {
-            let object = json!({ "image_bytes": bytes, "fits": bytes <= most });
+            let object = json!({ "image_bytes": bytes, "fits": too_much.is_none() });
             return self.line("prune_rest", object);
         }
         let mut out = Lines::default();
-        out.add(&match bytes <= most {
-            true => format!("{} remain", Bytes(bytes)),
-            false => format!(
-                "{} remain, more than {}: in use, kept by --keep, or with a name (--all removes those \
-                 too)",
-                Bytes(bytes),
+        let rest = format!("{} remain", Bytes(bytes));
+        out.add(&match too_much {
+            Some(most) => format!(
+                "{rest}, more than {}: in use, kept by --keep, or with a name (--all removes those too)",
                 Bytes(most)
             ),
+            None if is_more => {
+                format!("{rest}: those in use stay, and those with a name (--all removes those too)")
+            }
+            None => rest,
         });
         out.print()
     }

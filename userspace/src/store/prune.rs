@@ -27,6 +27,12 @@ pub struct Choice<'a> {
 }
 
 impl Rules {
+    /// How many stay, if that is the only rule.
+    pub fn only_keep(&self) -> Option<usize> {
+        let is_only = self.older_than.is_none() && self.max_bytes.is_none();
+        self.keep.filter(|_| is_only)
+    }
+
     /// Chooses among images, which are given newest first. None goes that is in use.
     pub fn choose<'a>(
         &self,
@@ -38,7 +44,6 @@ impl Rules {
             let age = now_ms.saturating_sub(image.created_ms());
             Duration::from_millis(age) > limit
         };
-        let has_other = self.older_than.is_some() || self.max_bytes.is_some();
         let mut choice = Choice {
             removed: vec![],
             // What a header says of an encrypted image is nothing that was verified.
@@ -55,7 +60,7 @@ impl Rules {
         for image in candidates {
             let is_too_old = self.older_than.is_some_and(|limit| is_old(image, limit));
             let is_too_much = self.max_bytes.is_some_and(|most| choice.rest_bytes > most);
-            if is_too_old || is_too_much || !has_other {
+            if is_too_old || is_too_much || self.only_keep().is_some() {
                 choice.rest_bytes = choice.rest_bytes.saturating_sub(image.bytes());
                 choice.removed.push(image);
             }
