@@ -125,6 +125,7 @@ fn a_flood_of_connections_has_bounds_and_harms_no_other_site() {
                 assert!(answer.is_ok(), "{answer:?}");
                 longest = longest.max(begun.elapsed());
                 asked += 1;
+                // The pace of the load, not a wait.
                 thread::sleep(Duration::from_millis(asked % 4 * 20));
             }
             (asked, longest)

@@ -280,6 +280,7 @@ fn a_connection_wakes_a_site_and_idleness_ends_it() {
     // As long as there is a connection, it stays.
     let mut client = Client::connect(served.port);
     assert_eq!(client.ask(), "2");
+    // Longer than `idle`: that nothing happens, nothing tells.
     thread::sleep(Duration::from_millis(700));
     assert_eq!(served.events("ended").len(), 1);
     assert_eq!(client.ask(), "3");

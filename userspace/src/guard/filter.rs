@@ -177,7 +177,7 @@ pub fn program(guarded: &Guarded) -> Vec<Instruction> {
 }
 
 /// Allows the advice that a mapping was told before the capture: the guard would let it pass. CRIU gives
-/// it once more to each, and Node.js has some fifty, each of which would stop for 50 µs.
+/// it once more to each, and Node.js has some fifty, each of which would stop for 35 µs.
 fn told(traits: &[Traits]) -> Vec<Instruction> {
     use libc::{BPF_JA, BPF_JGE, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_MEM};
     let above = |value: u32, yes: u8, no: u8| jump(BPF_JMP | BPF_JGT | BPF_K, value, yes, no);

@@ -100,6 +100,7 @@ mod tests {
         let _accepted = socket.accept().unwrap();
         assert!(has_accepted(own, &listener));
     }
+
     #[test]
     fn a_process_that_cannot_be_looked_at_may_have_one() {
         let mut process = Command::new("/bin/sleep").arg("60").spawn().unwrap();
