@@ -226,3 +226,18 @@ fn twenty_copies_of_fastapi_answer_each_on_its_port() {
     workspace.run(["stop", "--all"]);
     workspace.assert_clean();
 }
+
+#[test]
+fn copies_of_a_server_of_another_user_share_a_port_too() {
+    let workspace = Workspace::new();
+    let server = servers::plain("accept", free_port()).user("www-data");
+    capture(&workspace, &server);
+    let share = ["restore", "-d", "--reuse-port", "server"];
+    workspace.run(share);
+    workspace.run(share);
+    for _ in 0..20 {
+        assert_eq!(ask::get(port_of(&server), "/").unwrap(), "200 hello");
+    }
+    workspace.run(["stop", "--all"]);
+    workspace.assert_clean();
+}

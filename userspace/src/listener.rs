@@ -99,9 +99,9 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Whether something else listens where this would, or, if ports are shared, would not share it:
-/// the kernel is asked by binding to it.
-pub fn is_taken(address: SocketAddr, shared: bool) -> bool {
+/// Whether something else listens where this would, or would not share it with a socket of the user
+/// that is given: the kernel is asked by binding to it.
+pub fn is_taken(address: SocketAddr, shared_by: Option<u32>) -> bool {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
     let family = if address.is_ipv4() {
         AddressFamily::INET
@@ -112,7 +112,10 @@ pub fn is_taken(address: SocketAddr, shared: bool) -> bool {
         socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).and_then(|socket| {
             // As servers do: connections that linger in TIME_WAIT are no hindrance.
             sockopt::set_socket_reuseaddr(&socket, true)?;
-            sockopt::set_socket_reuseport(&socket, shared)?;
+            sockopt::set_socket_reuseport(&socket, shared_by.is_some())?;
+            // Sockets share a port if they are of the same user.
+            let user = shared_by.map(rustix::fs::Uid::from_raw);
+            rustix::fs::fchown(&socket, user, None)?;
             bind(&socket, &address)
         });
     bound == Err(Errno::ADDRINUSE)
@@ -441,9 +444,9 @@ mod tests {
     fn an_address_is_taken_as_long_as_something_listens() {
         let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = socket.local_addr().unwrap();
-        assert!(is_taken(address, false) && is_taken(address, true));
+        assert!(is_taken(address, None) && is_taken(address, Some(0)));
         drop(socket);
-        assert!(!is_taken(address, false) && !is_taken(address, true));
+        assert!(!is_taken(address, None) && !is_taken(address, Some(0)));
     }
 
     #[test]

@@ -100,10 +100,12 @@ pub fn refuse_taken(
         }
         Listener::Unix { .. } => false,
     };
+    // CRIU makes the sockets.
+    let user = manifest.criu.user.ids().map_or(0, |(uid, _)| uid);
     let is_taken = |old: &Listener, new: &Listener| match new {
         // In a network of its own, nobody else listens.
         Listener::Tcp { .. } if options.network == Network::Private => false,
-        Listener::Tcp { address } => listener::is_taken(*address, is_shared(old)),
+        Listener::Tcp { address } => listener::is_taken(*address, is_shared(old).then_some(user)),
         Listener::Unix { .. } => tree::holder(new).is_some(),
     };
     let taken = moves.iter().find(|(old, new)| is_taken(old, new));
