@@ -1,6 +1,10 @@
 //! Trees that are hard: each works after every restore, or is refused with the reason.
 
-use std::fs::File;
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    thread,
+};
 
 use nix::{
     fcntl::{FcntlArg, Flock, FlockArg, fcntl},
@@ -177,6 +181,41 @@ fn descriptors_of_all_kinds_are_restored() {
         "deleted", "folder", "memfd", "signalfd", "eventfd", "inotify",
     ] {
         check(&workspace, &python(kind));
+    }
+    workspace.assert_clean();
+}
+
+#[test]
+fn copies_with_deleted_files_come_back_at_the_same_moment() {
+    const COPIES: usize = 8;
+    let workspace = Workspace::new();
+    let names = || {
+        let entries = fs::read_dir(workspace.path()).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name())
+            .collect::<BTreeSet<_>>()
+    };
+    for kind in ["deleted", "folder"] {
+        let server = python(kind);
+        capture(&workspace, &server);
+        let before = names();
+        for _ in 0..3 {
+            let ports: Vec<u16> = (0..COPIES).map(|_| free_port()).collect();
+            thread::scope(|scope| {
+                for new in &ports {
+                    let elsewhere = format!("{new}:{}", port(&server));
+                    let workspace = &workspace;
+                    scope.spawn(move || {
+                        workspace.run(["restore", "-d", "--publish", &elsewhere, "hard"])
+                    });
+                }
+            });
+            for port in ports {
+                assert_eq!(ask::get(port, "/").unwrap(), "200 ok", "{kind}");
+            }
+            workspace.run(["stop", "--all"]);
+        }
+        assert_eq!(names(), before, "{kind}");
     }
     workspace.assert_clean();
 }

@@ -288,3 +288,56 @@ fn a_rehearsal_changes_the_image_only() {
     );
     workspace.assert_clean();
 }
+
+#[test]
+fn memory_that_processes_share_is_one_and_each_copy_has_its_own() {
+    let workspace = Workspace::new();
+    let program = servers::compile(&workspace, "memory/shared.c");
+    let [port, other] = [free_port(), free_port()];
+    let server = Server::new(Client::Http(port), [program, port.to_string()]);
+    let assert_next = |port: u16, how: &str, count: u32| {
+        let answer = ask::get(port, "/").unwrap();
+        let expected = format!("whole whole {} to {count}", count - 2);
+        assert_eq!(answer, format!("200 {expected}"), "{how}");
+    };
+    let cold = server.start_cold(&workspace);
+    server.client.ask_until_answered();
+    assert_next(port, "cold", 4);
+    drop(cold);
+    server.wait_for_silence();
+    // The pages of one piece, with a place for those that nobody has written to.
+    let shared = |name: &str| {
+        let inspected: Value =
+            serde_json::from_str(&workspace.run(["--json", "inspect", name])).unwrap();
+        let image = workspace.store().join("images");
+        let image = image.join(inspected["digest"].as_str().unwrap());
+        let manifest = fs::read(image.join("manifest.json")).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        manifest["mapped"]["shared"].clone()
+    };
+    expect(0, &mut server.capture(&workspace, &["--name", "first"]));
+    assert_eq!(shared("first").as_array().unwrap().len(), 1);
+    assert_eq!(shared("first")[0]["size"], 3000 * 4096);
+    for memory in ["copy", "map"] {
+        let restore = ["restore", "-d", "--memory", memory, "first"];
+        workspace.run(restore);
+        let elsewhere = format!("{other}:{port}");
+        workspace.run([&restore[..], &["--publish", &elsewhere]].concat());
+        assert_next(port, memory, 2);
+        assert_next(port, memory, 4);
+        assert_next(other, "another copy", 2);
+        if memory == "map" {
+            workspace.run(["checkpoint", "--pid", "first-1", "--name", "second"]);
+            assert_next(other, "another copy", 4);
+        }
+        workspace.run(["stop", "--all"]);
+    }
+    assert_eq!(shared("second").as_array().unwrap().len(), 1);
+    assert_eq!(shared("second").as_array().unwrap().len(), 1);
+    for memory in ["copy", "map"] {
+        workspace.run(["restore", "-d", "--memory", memory, "second"]);
+        assert_next(port, "of a checkpoint", 6);
+        workspace.run(["stop", "--all"]);
+    }
+    workspace.assert_clean();
+}

@@ -231,7 +231,7 @@ pub fn php_fpm(workspace: &Workspace) -> Server {
         ),
     );
     let client = Client::FastCgi(port, fixture("php/index.php"));
-    let command = ["/usr/sbin/php-fpm8.2", "-n", "-F", "-y", &configuration];
+    let command = ["/usr/sbin/php-fpm8.2", "-F", "-y", &configuration];
     Server::new(client, command).user("www-data")
 }
 

@@ -267,6 +267,7 @@ fn criu_image(input: &[u8]) {
     let kinds = [
         Kind::Files,
         Kind::Core,
+        Kind::Memfd,
         Kind::Mm,
         Kind::Pagemap,
         Kind::RemapFpath,

@@ -87,6 +87,7 @@ pub async fn checkpoint(
         handed: 0,
         bound: vec![],
         guarded: None,
+        shared: vec![],
         place: Place::Of(Visit {
             namespaces: Namespaces::of(root)?,
             top: seen_there(options.top).ok_or(CaptureError::NoProcess(root))?,

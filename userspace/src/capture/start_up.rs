@@ -44,6 +44,7 @@ pub async fn sandbox(
         handed: 0,
         bound,
         guarded: None,
+        shared: vec![],
         place: Place::New(Fresh {
             terminals: true,
             ..Fresh::default()

@@ -19,6 +19,7 @@ pub enum Kind {
     Files = 0x5630_3138,
     Fdinfo = 0x5621_3732,
     Core = 0x5505_3847,
+    Memfd = 0x4845_3499,
     Mm = 0x5749_2820,
     Pagemap = 0x5608_4025,
     RemapFpath = 0x5913_3954,
@@ -125,8 +126,16 @@ impl Image {
     /// # Errors
     /// [`EditError::Write`].
     pub fn write(&self) -> Result<(), EditError> {
-        fs::write(&self.path, self.to_bytes()).map_err(|source| EditError::Write {
-            path: self.path.clone(),
+        self.write_to(&self.path)
+    }
+
+    /// Writes the image to another place.
+    ///
+    /// # Errors
+    /// [`EditError::Write`].
+    pub fn write_to(&self, path: &Path) -> Result<(), EditError> {
+        fs::write(path, self.to_bytes()).map_err(|source| EditError::Write {
+            path: path.into(),
             source,
         })
     }

@@ -10,7 +10,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     os::unix::fs::{DirBuilderExt as _, symlink},
     path::Path,
 };
@@ -22,7 +22,9 @@ use super::{
     image::{Image, Kind},
     pagemap_head,
     process::{Memory, Run, copy, create, extent, is_mappable, open, page_size, processes},
-    reg_file_entry, vma_entry,
+    reg_file_entry,
+    shared::{Pieces, Shared},
+    vma_entry,
     wire::{Field, Message, Value},
 };
 use crate::tree::NsPid;
@@ -43,6 +45,16 @@ pub struct Mapped {
     pub traits: Vec<Traits>,
     /// How much is mapped, in all processes.
     pub bytes: u64,
+    /// The memory that processes share: made before CRIU restores, and mapped by it.
+    #[serde(default)]
+    pub shared: Vec<Shared>,
+}
+
+impl Mapped {
+    /// Whether all memory is left to CRIU.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.shared.is_empty()
+    }
 }
 
 /// What is special about mapped memory.
@@ -205,8 +217,9 @@ fn spread(from: &Path, to: &Path, old: &[Run], new: &[Run]) -> Result<(), EditEr
 }
 
 /// Describes the processes of an image once more, in a new folder beside it: their regions are
-/// mapped. Of these, the pages in `hot`, by pid, are copied all the same: over the mapping. What does
-/// not differ is linked. Without any region, there is no such folder.
+/// mapped, and so is what they share. Of the regions, the pages in `hot`, by pid, are copied all the
+/// same: over the mapping. What does not differ is linked. With nothing to be mapped, there is no such
+/// folder.
 ///
 /// # Errors
 /// See [`EditError`].
@@ -216,10 +229,26 @@ pub fn describe_mapped(
     hot: &BTreeMap<NsPid, Vec<Run>>,
 ) -> Result<Mapped, EditError> {
     let mut files = Image::read(&images.join(FILES), Kind::Files)?.at(folder.join(FILES));
+    let shared = Pieces::take(images, &mut files)?;
     let mut mapped = Mapped::default();
     let mut written = Vec::new();
+    let make_folder = || {
+        let made = fs::DirBuilder::new().mode(0o700).create(folder);
+        let is_there = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
+        made.or_else(|error| if is_there(&error) { Ok(()) } else { Err(error) })
+            .map_err(|source| EditError::Write {
+                path: folder.into(),
+                source,
+            })
+    };
     for pid in processes(images)? {
-        let memory = Memory::read(images, &pid)?;
+        let mut memory = Memory::read(images, &pid)?;
+        let shares = shared.replace(&mut memory);
+        if shares {
+            make_folder()?;
+            mapped.shared.clone_from(&shared.pieces);
+            written.push(memory.write_mappings(folder)?);
+        }
         let Some(runs) = memory.runs() else {
             continue;
         };
@@ -231,13 +260,7 @@ pub fn describe_mapped(
             continue;
         }
         mapped.traits.extend(traits);
-        if mapped.files.is_empty() {
-            let made = fs::DirBuilder::new().mode(0o700).create(folder);
-            made.map_err(|source| EditError::Write {
-                path: folder.into(),
-                source,
-            })?;
-        }
+        make_folder()?;
         let number = mapped.files.len() + 1;
         let id = add_file(&mut files, number);
         mapped.files.push(format!("pages-{}.img", memory.pages_id));
@@ -259,7 +282,7 @@ pub fn describe_mapped(
         let folders = (images, folder);
         written.extend(describe_process(memory, folders, &copied, &regions, id)?);
     }
-    if mapped.files.is_empty() {
+    if mapped.is_empty() {
         return Ok(mapped);
     }
     mapped.ranges = cover(mapped.ranges, MOST_RANGES);
@@ -338,9 +361,8 @@ fn describe_process(
     if let Some(head) = memory.pagemap.entries.first_mut() {
         head.replace_number(pagemap_head::PAGES_ID, copied_id);
     }
-    let mm = format!("mm-{}.img", memory.pid);
+    let mm = memory.write_mappings(folder)?;
     let pagemap = format!("pagemap-{}.img", memory.pid);
-    memory.mm.at(folder.join(&mm)).write()?;
     memory.pagemap.at(folder.join(&pagemap)).write()?;
     Ok([mm, pagemap, pages])
 }

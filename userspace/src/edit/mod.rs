@@ -3,6 +3,7 @@
 //! Whatever an edit does not know it keeps. Field numbers are named as CRIU's definitions name
 //! them.
 
+mod deleted;
 mod guarded;
 mod handoff;
 pub(crate) mod image;
@@ -11,6 +12,7 @@ mod memory;
 mod pages;
 mod process;
 mod rewind;
+mod shared;
 mod timers;
 mod uses;
 pub(crate) mod whole;
@@ -24,6 +26,7 @@ use std::{
 
 use self::image::{Image, Kind};
 pub use self::{
+    deleted::{has_deleted, name_deleted},
     guarded::take_back,
     handoff::{Keepalive, SocketTraits, hand_over, handed_name, socket_traits},
     image::EditError,
@@ -32,12 +35,15 @@ pub use self::{
     pages::{Content, Mapping, ProcessPages, pages},
     process::Run,
     rewind::before_listen,
+    shared::{NAME as SHARED_NAME, Shared, shared_name},
     uses::{Use, accept_changes, uses},
     whole::{Fault, parse_whole},
 };
 
 /// The image with the descriptions of open files.
 const FILES: &str = "files.img";
+/// The image that tells which of them have been deleted, and are in the image.
+const REMAPS: &str = "remap-fpath.img";
 
 mod file_entry {
     pub const TYPE: u32 = 1;
@@ -48,6 +54,7 @@ mod file_entry {
     pub const ISK: u32 = 4;
     pub const TFD: u32 = 12;
     pub const USK: u32 = 16;
+    pub const MEMFD: u32 = 20;
 }
 
 mod mm_entry {
@@ -73,7 +80,25 @@ mod vma_entry {
     pub const FILE_SHARED: u64 = 1 << 7;
     pub const ANON_PRIVATE: u64 = 1 << 9;
     pub const VVAR: u64 = 1 << 12;
+    pub const MEMFD: u64 = 1 << 14;
     pub const GUARD: u64 = 1 << 16;
+}
+
+mod memfd_file_entry {
+    pub const ID: u32 = 1;
+    pub const INODE_ID: u32 = 5;
+}
+
+mod memfd_inode_entry {
+    pub const NAME: u32 = 1;
+    pub const UID: u32 = 2;
+    pub const GID: u32 = 3;
+    pub const SIZE: u32 = 4;
+    pub const SHMID: u32 = 5;
+    pub const SEALS: u32 = 6;
+    pub const INODE_ID: u32 = 7;
+    pub const HUGETLB_FLAG: u32 = 8;
+    pub const MODE: u32 = 9;
 }
 
 mod pagemap_head {
@@ -105,6 +130,7 @@ mod reg_file_entry {
 mod remap_entry {
     /// Of `remap_file_path_entry`.
     pub const ORIG_ID: u32 = 1;
+    pub const REMAP_ID: u32 = 2;
 }
 
 mod inet_sk_entry {

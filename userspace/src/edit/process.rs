@@ -76,6 +76,13 @@ impl Memory {
         images.join(format!("pages-{}.img", self.pages_id))
     }
 
+    /// Writes the mappings to another folder; returns the name of the image.
+    pub(super) fn write_mappings(&self, folder: &Path) -> Result<String, EditError> {
+        let name = format!("mm-{}.img", self.pid);
+        self.mm.write_to(&folder.join(&name))?;
+        Ok(name)
+    }
+
     pub(super) fn write(&self) -> Result<(), EditError> {
         self.mm.write()?;
         self.pagemap.write()
@@ -84,16 +91,7 @@ impl Memory {
     /// The pages in the order of the file, which is that of addresses; none if some are elsewhere than
     /// in it, or where no process has memory.
     pub(super) fn runs(&self) -> Option<Vec<Run>> {
-        let run = |entry: &Message| {
-            let flags = entry.number(pagemap_entry::FLAGS)?;
-            let pages = entry.number(pagemap_entry::NR_PAGES);
-            (flags & pagemap_entry::PRESENT != 0).then_some(Run {
-                address: entry.number(pagemap_entry::VADDR)?,
-                pages: pages.or_else(|| entry.number(pagemap_entry::COMPAT_NR_PAGES))?,
-            })
-        };
-        let runs: Option<Vec<Run>> = self.pagemap.entries.get(1..)?.iter().map(run).collect();
-        runs.filter(|runs| are_in_order(runs))
+        runs(&self.pagemap)
     }
 
     pub(super) fn set_runs(&mut self, runs: &[Run]) {
@@ -187,6 +185,20 @@ impl Memory {
         }
         groups
     }
+}
+
+/// The pages that a page map tells of, as of [`Memory::runs`].
+pub(super) fn runs(pagemap: &Image) -> Option<Vec<Run>> {
+    let run = |entry: &Message| {
+        let flags = entry.number(pagemap_entry::FLAGS)?;
+        let pages = entry.number(pagemap_entry::NR_PAGES);
+        (flags & pagemap_entry::PRESENT != 0).then_some(Run {
+            address: entry.number(pagemap_entry::VADDR)?,
+            pages: pages.or_else(|| entry.number(pagemap_entry::COMPAT_NR_PAGES))?,
+        })
+    };
+    let runs: Option<Vec<Run>> = pagemap.entries.get(1..)?.iter().map(run).collect();
+    runs.filter(|runs| are_in_order(runs))
 }
 
 /// Whether runs are of whole pages, behind one another, and where processes have memory. So neither

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    EditError, FILES, file_entry,
+    EditError, FILES, REMAPS, file_entry,
     image::{Image, Kind},
     mm_entry, reg_file_entry, remap_entry, vma_entry,
     wire::Message,
@@ -60,8 +60,8 @@ pub fn uses(images: &Path) -> Result<BTreeMap<PathBuf, Use>, EditError> {
 }
 
 /// The files that are part of the image, as their names are gone.
-fn carried(images: &Path) -> Result<BTreeSet<u64>, EditError> {
-    let path = images.join("remap-fpath.img");
+pub(super) fn carried(images: &Path) -> Result<BTreeSet<u64>, EditError> {
+    let path = images.join(REMAPS);
     if !path.exists() {
         return Ok(BTreeSet::new());
     }

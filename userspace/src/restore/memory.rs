@@ -1,11 +1,13 @@
 //! Whether the memory of an image is mapped or copied.
 
+use std::path::PathBuf;
+
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use serde::{Deserialize, Serialize};
 
 use super::RestoreError;
 use crate::{
-    edit::{self, Mapped},
+    edit::{self, Mapped, Shared},
     guard::{self, Guarded},
     store::Image,
 };
@@ -34,9 +36,25 @@ pub enum Unmappable {
     Unguarded(#[from] guard::Unsupported),
 }
 
-/// CRIU's names of the files that memory is mapped from.
-pub(super) fn names(guarded: &Guarded) -> impl Iterator<Item = String> {
-    (1..=guarded.files.len()).map(edit::inherited_name)
+/// The memory that is there before CRIU restores, which only maps it.
+#[derive(Default)]
+pub(super) struct Ready {
+    /// What is mapped from the image.
+    pub guarded: Option<Guarded>,
+    /// What processes share, each with the file that has its pages.
+    pub shared: Vec<(PathBuf, Shared)>,
+}
+
+impl Ready {
+    /// CRIU's names of the files that it is mapped from.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        let files = self
+            .guarded
+            .as_ref()
+            .map_or(0, |guarded| guarded.files.len());
+        let files = (1..=files).map(edit::inherited_name);
+        files.chain((1..=self.shared.len()).map(edit::shared_name))
+    }
 }
 
 /// What the server got its memory by.
@@ -52,18 +70,18 @@ pub struct MemoryUse {
 pub(super) fn choose(
     image: &Image,
     mode: MemoryMode,
-) -> Result<(Option<Guarded>, MemoryUse), RestoreError> {
+) -> Result<(Option<Ready>, MemoryUse), RestoreError> {
     if mode == MemoryMode::Copy {
         return Ok((None, MemoryUse::default()));
     }
     let mapped_bytes = |mapped: &Mapped| mapped.bytes;
     match mappable(image)? {
-        Ok(guarded) => {
+        Ok(ready) => {
             let memory = MemoryUse {
                 mapped_bytes: image.manifest.mapped.as_ref().map_or(0, mapped_bytes),
                 copied_because: None,
             };
-            Ok(((!guarded.files.is_empty()).then_some(guarded), memory))
+            Ok((ready, memory))
         }
         Err(reason) if mode == MemoryMode::Map => Err(RestoreError::Unmappable(reason)),
         Err(reason) => {
@@ -76,30 +94,44 @@ pub(super) fn choose(
     }
 }
 
-fn mappable(image: &Image) -> Result<Result<Guarded, Unmappable>, RestoreError> {
+fn mappable(image: &Image) -> Result<Result<Option<Ready>, Unmappable>, RestoreError> {
     let Some(mapped) = &image.manifest.mapped else {
         return Ok(Err(Unmappable::Unprepared));
     };
-    if mapped.files.is_empty() {
-        return Ok(Ok(Guarded::default()));
-    }
-    if let Err(reason) = guard::supported() {
-        return Ok(Err(reason.into()));
+    if mapped.is_empty() {
+        return Ok(Ok(None));
     }
     let folder = image.criu_folder();
     let open = |source| RestoreError::Image {
         path: folder.clone(),
         source,
     };
+    let absolute = std::path::absolute(&folder).map_err(open)?;
+    let shared = mapped.shared.iter();
+    let shared = shared.map(|shared| (absolute.join(&shared.pages), shared.clone()));
+    let mut ready = Ready {
+        guarded: None,
+        shared: shared.collect(),
+    };
+    if mapped.files.is_empty() {
+        return Ok(Ok(Some(ready)));
+    }
+    if let Err(reason) = guard::supported() {
+        return Ok(Err(reason.into()));
+    }
     // Memory of a process can be made executable, a file there cannot.
     let info = statvfs(&folder).map_err(|errno| open(errno.into()))?;
     if info.f_flag.contains(StatVfsMountFlags::NOEXEC) {
         return Ok(Err(Unmappable::NoExec));
     }
-    let folder = std::path::absolute(&folder).map_err(open)?;
-    Ok(Ok(Guarded {
-        files: mapped.files.iter().map(|name| folder.join(name)).collect(),
+    ready.guarded = Some(Guarded {
+        files: mapped
+            .files
+            .iter()
+            .map(|name| absolute.join(name))
+            .collect(),
         ranges: mapped.ranges.clone(),
         traits: mapped.traits.clone(),
-    }))
+    });
+    Ok(Ok(Some(ready)))
 }

@@ -266,18 +266,21 @@ pub async fn restore(
             .iter_mut()
             .for_each(|(_, new)| *new = network::opened(new));
     }
-    let (guarded, memory) = memory::choose(image, options.memory)?;
-    let stored = match guarded {
+    let (ready, memory) = memory::choose(image, options.memory)?;
+    let stored = match ready {
         Some(_) => image.map_folder(),
         None => image.criu_folder(),
     };
+    let ready = ready.unwrap_or_default();
     let folder = Folder::create(&store.instances(), image.label())?;
     // The stored image is read in place, unless something differs from it.
     let accepts_changes = options.allowed.contains(Code::UsedChanged);
+    let has_deleted = edit::has_deleted(&stored);
     let differs = moves.iter().any(|(old, new)| old != new)
         || !options.handed.is_empty()
         || options.reuse_port
-        || accepts_changes;
+        || accepts_changes
+        || has_deleted;
     let view = differs.then(|| image.stage()).transpose()?;
     let images = view.as_ref().map_or(stored.clone(), Staging::work);
     // Made before the sandbox, and so dropped after it, when nothing runs in the group any more.
@@ -293,7 +296,8 @@ pub async fn restore(
         kerndat_is_new: !kerndat.is_filled(),
         handed: options.handed.len(),
         bound: vec![],
-        guarded: guarded.clone(),
+        guarded: ready.guarded.clone(),
+        shared: ready.shared.clone(),
         place: Place::New(Fresh {
             clocks: Some(clocks),
             group: made.clone(),
@@ -345,7 +349,7 @@ pub async fn restore(
     let worker = criu::start(&mut sandbox, manifest.criu.user)
         .await
         .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
-    if let (Some(set), Some(_)) = (&manifest.working_set, &guarded) {
+    if let (Some(set), Some(_)) = (&manifest.working_set, &ready.guarded) {
         set.read_ahead(&image.criu_folder());
     }
     // While CRIU starts, it is seen whether the image can be restored here, and it is made what it is
@@ -369,6 +373,13 @@ pub async fn restore(
     if accepts_changes {
         edit::accept_changes(&images)?;
     }
+    let passing = match has_deleted {
+        true => edit::name_deleted(
+            &images,
+            &format!(".{}-{:x}-{:x}", folder.id(), std::process::id(), now_ms()),
+        )?,
+        false => vec![],
+    };
     parts.checks_us = watch.lap();
     let here = Here::read(Some(kerndat.version(criu)?)).map_err(RestoreError::Host)?;
     fit::refuse(image, &here, options)?;
@@ -379,20 +390,27 @@ pub async fn restore(
             .into_iter()
             .filter_map(|(name, fd)| Some((name.clone()?, fd)))
             .chain((1..).map(edit::handed_name).zip(plan.handed()))
-            .chain(guarded.iter().flat_map(memory::names).zip(plan.memory()))
+            .chain(ready.names().zip(plan.memory().chain(plan.shared())))
             .collect(),
         foreign_session: manifest.criu.foreign_session,
         connections: manifest.criu.connections,
         limit: LIMIT,
     };
+    sandbox
+        .shared_memory()
+        .await
+        .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
     let work = folder.work();
     let restoring = criu::restore(&mut sandbox, worker, &request, &work);
     let root = match &mut criu_start {
         Some(start) => start.during(restoring).await,
         None => restoring.await,
     };
-    let root =
-        root.map_err(|error| out_of_memory().unwrap_or_else(|| keep_log(store, error).into()))?;
+    let root = root.map_err(|error| {
+        // It may have been killed.
+        passing.iter().for_each(|path| drop(fs::remove_file(path)));
+        out_of_memory().unwrap_or_else(|| keep_log(store, error).into())
+    })?;
     let criu_began = watch.until(criu_start.as_ref().and_then(criu::Start::began));
     let criu_took = watch.lap();
     sandbox.set_main(root).await?;

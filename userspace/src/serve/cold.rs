@@ -89,6 +89,7 @@ impl Cold {
                 instead: Instead::Handed(0),
             }],
             guarded: None,
+            shared: vec![],
             place: Place::New(Fresh {
                 terminals: true,
                 ..Fresh::default()

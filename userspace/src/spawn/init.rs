@@ -10,6 +10,7 @@
 
 mod command;
 mod criu;
+mod shared;
 
 use std::{
     ffi::CString,
@@ -42,6 +43,7 @@ use super::{
 };
 use crate::{
     cgroup::Group,
+    edit::Shared,
     guard::{Guard, GuardError, Guarded},
     sys, tree,
 };
@@ -90,6 +92,8 @@ pub struct Plan {
     pub bound: Vec<Bound>,
     /// What memory is mapped, and so guarded.
     pub guarded: Option<Guarded>,
+    /// The memory that processes are to share, each with the file that has its pages.
+    pub shared: Vec<(PathBuf, Shared)>,
     pub place: Place,
 }
 
@@ -107,6 +111,12 @@ impl Plan {
             .map_or(0, |guarded| guarded.files.len());
         let first = self.handed().end;
         first..first + files as RawFd
+    }
+
+    /// The numbers that the files have there with the memory that processes share.
+    pub fn shared(&self) -> Range<RawFd> {
+        let first = self.memory().end;
+        first..first + self.shared.len() as RawFd
     }
 }
 
@@ -192,7 +202,8 @@ fn start(plan: &Plan, descriptors: &[RawFd]) -> i32 {
     let prepared = match (&plan.place, entered) {
         (Place::New(fresh), _) => enter_group(fresh)
             .and_then(|()| init.set_up_mounts(fresh))
-            .and_then(|()| init.open_memory()),
+            .and_then(|()| init.open_memory())
+            .and_then(|()| init.make_shared()),
         (Place::Of(_), entered) => entered.map_err(|error| Notice::Failed {
             step: Step::Enter,
             errno: errno_of(&error),
@@ -438,6 +449,11 @@ impl Init<'_> {
             Order::Criu { uid, gid } => match self.start_criu(uid, gid) {
                 Ok((pid, socket)) => {
                     self.tell_with(Notice::Criu { pid }, Some(socket.as_fd()));
+                    drop(socket);
+                    // Meanwhile CRIU gets ready.
+                    if !self.plan.shared.is_empty() {
+                        self.tell(self.fill_shared().err().unwrap_or(Notice::Shared));
+                    }
                     return;
                 }
                 Err(notice) => notice,

@@ -111,6 +111,8 @@ pub struct Sandbox {
     exited: Option<i32>,
     criu_exited: Option<i32>,
     is_bound: bool,
+    /// The memory that processes share is there.
+    has_shared: bool,
     detached: bool,
     /// Init sees to it that what it visits goes on, and ends by itself.
     visits: bool,
@@ -182,6 +184,7 @@ impl Sandbox {
             exited: None,
             criu_exited: None,
             is_bound: false,
+            has_shared: plan.shared.is_empty(),
             detached: false,
             visits: matches!(plan.place, Place::Of(_)),
         };
@@ -303,6 +306,17 @@ impl Sandbox {
         Ok(self.is_bound)
     }
 
+    /// Waits until the memory is there that processes are to share.
+    ///
+    /// # Errors
+    /// See [`SpawnError`].
+    pub async fn shared_memory(&mut self) -> Result<(), SpawnError> {
+        while !self.has_shared {
+            self.receive().await?;
+        }
+        Ok(())
+    }
+
     async fn command(&mut self, order: Order) -> Result<(), SpawnError> {
         match self.ask(order).await? {
             (Notice::Done, _) => Ok(()),
@@ -341,6 +355,10 @@ impl Sandbox {
             }
             Some((Notice::CriuExited { status }, _)) => {
                 self.criu_exited = Some(status as i32);
+                Ok(None)
+            }
+            Some((Notice::Shared, _)) => {
+                self.has_shared = true;
                 Ok(None)
             }
             Some((Notice::Bound { .. }, _)) => {

@@ -52,6 +52,8 @@ pub enum Notice {
     Exited { status: u32 },
     /// The command listens where the plan has it listen instead, by the place in the plan.
     Bound { place: u32 },
+    /// The memory that processes are to share is there.
+    Shared,
 }
 
 /// The steps that can fail in init.
@@ -71,6 +73,7 @@ pub enum Step {
     Guard = 12,
     Memory = 13,
     Bind = 14,
+    Shared = 15,
 }
 
 impl Step {
@@ -89,6 +92,7 @@ impl Step {
             Self::Guard,
             Self::Memory,
             Self::Bind,
+            Self::Shared,
         ]
         .into_iter()
         .find(|step| *step as u32 == number)
@@ -110,6 +114,7 @@ impl std::fmt::Display for Step {
             Self::Terminals => "mount a private /dev/pts",
             Self::Memory => "open the files with the memory",
             Self::Guard => "set up the guard of mapped memory",
+            Self::Shared => "make the memory that processes share",
             Self::Bind => "have it listen elsewhere (seccomp)",
         })
     }
@@ -154,6 +159,7 @@ impl Notice {
             Self::Failed { step, errno } => [7, step as u32, errno],
             Self::Exited { status } => [8, status, 0],
             Self::Bound { place } => [9, place, 0],
+            Self::Shared => [10, 0, 0],
         }
     }
 
@@ -171,6 +177,7 @@ impl Notice {
             },
             8 => Self::Exited { status: a },
             9 => Self::Bound { place: a },
+            10 => Self::Shared,
             _ => return None,
         })
     }

@@ -66,7 +66,10 @@ impl Manifest {
                 ));
             }
         }
-        let mapped = self.mapped.iter().flat_map(|mapped| &mapped.files);
+        let mapped = self.mapped.iter().flat_map(|mapped| {
+            let shared = mapped.shared.iter().map(|shared| &shared.pages);
+            mapped.files.iter().chain(shared)
+        });
         let read_ahead = self.working_set.iter().flat_map(|set| set.parts.keys());
         let mut used = mapped.chain(read_ahead).map(|name| format!("criu/{name}"));
         match used.find(|name| !regular.contains(name)) {

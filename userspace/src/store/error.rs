@@ -37,7 +37,7 @@ pub enum StoreError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("the manifest {} has schema {found}; this warmimg reads {SCHEMA}", .path.display())]
+    #[error("the manifest {} has schema {found}; this warmimg reads up to {SCHEMA}", .path.display())]
     OtherSchema { path: PathBuf, found: u32 },
     #[error("{} {damage}", .path.display())]
     Damaged {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The version of this format. Raised when a reader of the older one would go wrong.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Everything about an image but its memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

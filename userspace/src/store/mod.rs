@@ -479,7 +479,7 @@ fn parse_manifest(path: &Path, bytes: &[u8]) -> Result<Manifest, StoreError> {
     };
     let Versioned { schema } = serde_json::from_slice(bytes).map_err(bad)?;
     match schema {
-        SCHEMA => serde_json::from_slice(bytes).map_err(bad),
+        1..=SCHEMA => serde_json::from_slice(bytes).map_err(bad),
         found => Err(StoreError::OtherSchema {
             path: path.to_path_buf(),
             found,

@@ -356,7 +356,7 @@ fn a_manifest_that_was_changed_is_found() {
         }
     }
     // Of a later version, by its digest.
-    let other = text.replacen("\"schema\": 1", "\"schema\": 2", 1);
+    let other = text.replacen("\"schema\": 2", "\"schema\": 3", 1);
     fs::write(&path, &other).unwrap();
     let digest = Digest(blake3::hash(other.as_bytes()).to_hex().to_string());
     fs::rename(&image.folder, folder.path().join("images").join(&digest.0)).unwrap();
@@ -417,11 +417,15 @@ fn manifests_of_another_schema_are_refused() {
     let image = add(&store, "web", 1);
     let path = image.folder.join("manifest.json");
     let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replacen("\"schema\": 1", "\"schema\": 2", 1)).unwrap();
+    let later = text.replacen("\"schema\": 2", "\"schema\": 3", 1);
+    fs::write(&path, later).unwrap();
     assert!(matches!(
         store.find(Some("web")),
-        Err(StoreError::OtherSchema { found: 2, .. })
+        Err(StoreError::OtherSchema { found: 3, .. })
     ));
+    let earlier = text.replacen("\"schema\": 2", "\"schema\": 1", 1);
+    fs::write(&path, earlier).unwrap();
+    store.find(Some("web")).unwrap();
     fs::write(&path, "{").unwrap();
     // It hides no other, and can be removed.
     let other = add(&store, "other", 2);

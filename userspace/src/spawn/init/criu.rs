@@ -75,7 +75,7 @@ impl Init<'_> {
     }
 
     fn become_criu(&self, uid: u32, gid: u32, socket: &OwnedFd) -> io::Error {
-        let criu_socket = self.plan.memory().end;
+        let criu_socket = self.plan.shared().end;
         let prepared = || -> io::Result<()> {
             if let Some(guarded) = &self.plan.guarded {
                 let listener = sys::seccomp::listen(&filter::program(guarded))?;
@@ -84,7 +84,8 @@ impl Init<'_> {
             sys::place(socket.as_raw_fd(), criu_socket)?;
             (STDOUT..=STDERR).try_for_each(sys::inherit)?;
             let (handed, memory) = (self.plan.handed(), self.plan.memory());
-            handed.chain(memory).try_for_each(sys::inherit)?;
+            let files = handed.chain(memory).chain(self.plan.shared());
+            files.into_iter().try_for_each(sys::inherit)?;
             let errors = rustix::fs::openat(
                 sys::permanent(WORK),
                 crate::criu::STDERR_FILE,
