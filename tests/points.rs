@@ -76,11 +76,12 @@ fn a_server_is_frozen_before_it_forks_its_workers() {
 }
 
 #[test]
-fn apache_and_php_fpm_fork_their_workers_anew() {
+fn apache_php_fpm_and_gunicorn_fork_their_workers_anew() {
     let workspace = Workspace::new();
     for server in [
         servers::apache_prefork_with_mod_php(&workspace),
         servers::php_fpm(&workspace),
+        servers::django_on_gunicorn_preloaded(),
     ] {
         let options = ["--at", "fork", "--name", "server"];
         expect(0, &mut server.capture(&workspace, &options));

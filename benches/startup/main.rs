@@ -44,7 +44,7 @@ struct Entry {
     plain_criu: bool,
 }
 
-const SUITE: [Entry; 12] = [
+const SUITE: [Entry; 13] = [
     Entry {
         name: "express",
         points: "listen,ready,warm",
@@ -75,6 +75,14 @@ const SUITE: [Entry; 12] = [
         title: "Django (gunicorn, 2 workers)",
         version: &["python3", "-m", "django", "--version"],
         make: |_| servers::django_on_gunicorn(),
+        plain_criu: true,
+    },
+    Entry {
+        name: "django-preload",
+        points: "fork,ready,warm",
+        title: "Django (gunicorn --preload, 2 workers)",
+        version: &["python3", "-m", "django", "--version"],
+        make: |_| servers::django_on_gunicorn_preloaded(),
         plain_criu: true,
     },
     Entry {

@@ -89,20 +89,24 @@ pub fn gunicorn_on_a_unix_socket(workspace: &Workspace) -> Server {
 }
 
 pub fn django_on_gunicorn() -> Server {
+    django_on_gunicorn_with(&[])
+}
+
+/// The same with the application loaded before the workers are forked.
+pub fn django_on_gunicorn_preloaded() -> Server {
+    django_on_gunicorn_with(&["--preload"])
+}
+
+fn django_on_gunicorn_with(options: &[&str]) -> Server {
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
     let chdir = fixture("django");
     let command = [
-        "/usr/bin/gunicorn",
-        "-w",
-        "2",
-        "-b",
-        &address,
-        "--chdir",
-        &chdir,
-        "app:application",
+        &["/usr/bin/gunicorn", "-w", "2", "-b", &address][..],
+        options,
+        &["--chdir", &chdir, "app:application"],
     ];
-    Server::new(Client::Http(port), command)
+    Server::new(Client::Http(port), command.concat())
 }
 
 pub fn rails_on_puma() -> Server {

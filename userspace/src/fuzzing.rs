@@ -207,7 +207,7 @@ fn chunks(mut bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
 }
 
 /// The images that edits read, which an input of [`criu_edits`] names by their places.
-const EDITED: [&str; 7] = [
+const EDITED: [&str; 10] = [
     "files.img",
     "core-300.img",
     "mm-300.img",
@@ -215,6 +215,9 @@ const EDITED: [&str; 7] = [
     "pages-1.img",
     "remap-fpath.img",
     "seccomp.img",
+    "memfd.img",
+    "pagemap-shmem-1.img",
+    "fdinfo-2.img",
 ];
 
 /// Images, each after the place of its name in [`EDITED`] (a byte) and its length (two bytes), and all
@@ -243,6 +246,7 @@ fn criu_edits(input: &[u8]) {
     let _ = edit::shared_ports(&images);
     let _ = edit::pages(&images);
     let _ = edit::move_listeners(&images, &view, &moves, true);
+    let _ = edit::name_deleted(&view, ".1");
     let _ = edit::make_reusable(&images);
     let _ = edit::close_unix(&images, &[1]);
     let _ = edit::before_listen(&images, &old);

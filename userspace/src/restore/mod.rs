@@ -5,6 +5,7 @@ mod checks;
 mod fit;
 mod memory;
 mod timings;
+mod view;
 
 use std::{
     fs, io,
@@ -14,12 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::timings::Stopwatch;
 pub use self::timings::{Pages, Parts};
 pub use self::{
     fit::stale,
     memory::{MemoryMode, MemoryUse, Unmappable},
 };
+use self::{timings::Stopwatch, view::View};
 use crate::{
     capture::keep_log,
     cgroup::{self, CgroupError, Memory, Reservation},
@@ -36,7 +37,7 @@ use crate::{
         ClockOffsets, CommandError, Descriptors, Fresh, Place, Plan, STDERR, STDOUT, Sandbox,
         SpawnError,
     },
-    store::{Image, Staging, Store, StoreError, now_ms},
+    store::{Image, Store, StoreError, now_ms},
     tree,
     watch::CapturePoint,
 };
@@ -62,6 +63,8 @@ pub enum RestoreError {
         path: std::path::PathBuf,
         source: io::Error,
     },
+    #[error("cannot make a file system in memory for what differs from the image")]
+    View(#[source] io::Error),
     #[error("cannot use the cache of CRIU's kernel data")]
     Kerndat(#[source] io::Error),
     #[error("{listener} is taken by {holder}")]
@@ -281,8 +284,9 @@ pub async fn restore(
         || options.reuse_port
         || accepts_changes
         || has_deleted;
-    let view = differs.then(|| image.stage()).transpose()?;
-    let images = view.as_ref().map_or(stored.clone(), Staging::work);
+    let view = differs.then(View::new).transpose();
+    let view = view.map_err(RestoreError::View)?;
+    let images = view.as_ref().map_or(stored.clone(), View::path);
     // Made before the sandbox, and so dropped after it, when nothing runs in the group any more.
     let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
     let made = group.as_mut().map(|group| group.make(folder.id()));
@@ -308,7 +312,7 @@ pub async fn restore(
     let open = |path: std::path::PathBuf| {
         fs::File::open(&path).map_err(|source| RestoreError::Image { path, source })
     };
-    let inventory = images.join(edit::INVENTORY);
+    let inventory = stored.join(edit::INVENTORY);
     let (images_folder, work) = (open(images.clone())?, open(folder.work())?);
     let (output, [stdout, stderr]) = outputs(&folder, options.detached)?;
     let descriptors = Descriptors {
