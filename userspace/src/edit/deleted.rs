@@ -11,8 +11,7 @@ use super::{
     EditError, FILES, REMAPS, file_entry,
     image::{Image, Kind},
     reg_file_entry, remap_entry,
-    uses::carried,
-    wire::Value,
+    wire::{Message, Value},
 };
 
 /// Whether an image holds deleted files.
@@ -26,7 +25,14 @@ pub fn has_deleted(images: &Path) -> bool {
 /// # Errors
 /// See [`EditError`].
 pub fn name_deleted(view: &Path, suffix: &str) -> Result<Vec<PathBuf>, EditError> {
-    let carried = carried(view)?;
+    let remaps = Image::read(&view.join(REMAPS), Kind::RemapFpath)?;
+    // Others are of processes that have ended, below /proc.
+    let is_deleted =
+        |remap: &&Message| remap.number(remap_entry::REMAP_TYPE) == Some(remap_entry::GHOST);
+    let deleted = || remaps.entries.iter().filter(is_deleted);
+    let ids: Vec<u64> = deleted()
+        .filter_map(|remap| remap.number(remap_entry::ORIG_ID))
+        .collect();
     let mut image = Image::read(&view.join(FILES), Kind::Files)?;
     let mut names = vec![];
     for entry in &mut image.entries {
@@ -35,7 +41,7 @@ pub fn name_deleted(view: &Path, suffix: &str) -> Result<Vec<PathBuf>, EditError
             let Some(name) = file.bytes(reg_file_entry::NAME) else {
                 return;
             };
-            if id.is_some_and(|id| carried.contains(&id)) {
+            if id.is_some_and(|id| ids.contains(&id)) {
                 let name = with_suffix(name, suffix);
                 file.set(reg_file_entry::NAME, [Value::Bytes(name.clone())]);
                 names.push(name);
@@ -44,9 +50,7 @@ pub fn name_deleted(view: &Path, suffix: &str) -> Result<Vec<PathBuf>, EditError
     }
     image.write()?;
     // One deleted file can be open several times; CRIU makes it by the name of one of them.
-    let remaps = Image::read(&view.join(REMAPS), Kind::RemapFpath)?;
-    let numbers = remaps.entries.iter();
-    let numbers = numbers.filter_map(|entry| entry.number(remap_entry::REMAP_ID));
+    let numbers = deleted().filter_map(|remap| remap.number(remap_entry::REMAP_ID));
     let path = |name: Vec<u8>| Path::new("/").join(std::ffi::OsString::from_vec(name));
     let made = numbers.flat_map(|number| {
         let ghost = format!(".cr.{number:x}.ghost");

@@ -131,6 +131,9 @@ mod remap_entry {
     /// Of `remap_file_path_entry`.
     pub const ORIG_ID: u32 = 1;
     pub const REMAP_ID: u32 = 2;
+    pub const REMAP_TYPE: u32 = 3;
+    /// Of `remap_type`: a deleted file that is in the image.
+    pub const GHOST: u64 = 1;
 }
 
 mod inet_sk_entry {

@@ -60,7 +60,7 @@ pub fn uses(images: &Path) -> Result<BTreeMap<PathBuf, Use>, EditError> {
 }
 
 /// The files that are part of the image, as their names are gone.
-pub(super) fn carried(images: &Path) -> Result<BTreeSet<u64>, EditError> {
+fn carried(images: &Path) -> Result<BTreeSet<u64>, EditError> {
     let path = images.join(REMAPS);
     if !path.exists() {
         return Ok(BTreeSet::new());
