@@ -161,10 +161,11 @@ impl<'a> Client<'a> {
     }
 }
 
-/// How long to wait for the next try: 2 % of the time that has passed, but no more than 0.2 ms
-/// as long as that is at least 0.2 % of it.
+/// How long to wait for the next try: 5 % of the time that has passed, but no more than 0.2 ms
+/// as long as that is at least 0.2 % of it. Tries more often than that take time of a processor that a
+/// server with more than one thread needs.
 fn pause(passed: Duration) -> Duration {
-    let fine = (passed / 50).clamp(SHORTEST, Duration::from_micros(200));
+    let fine = (passed / 20).clamp(SHORTEST, Duration::from_micros(200));
     fine.max(passed / 500).min(LONGEST)
 }
 
@@ -332,7 +333,7 @@ mod tests {
     #[test]
     fn pauses_grow_with_the_time_that_has_passed() {
         let us = |passed: u64| pause(Duration::from_micros(passed)).as_micros();
-        let times = [0, 5_000, 20_000, 1_000_000, 60_000_000];
+        let times = [0, 2_000, 20_000, 1_000_000, 60_000_000];
         assert_eq!(times.map(us), [50, 100, 200, 2_000, 5_000]);
     }
 

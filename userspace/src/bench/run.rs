@@ -27,6 +27,11 @@ use crate::{
 /// How often a group is looked at for its end.
 const INTERVAL: Duration = Duration::from_millis(1);
 
+/// The time between two runs. The kernel has done with what the one before has left behind by then, above
+/// all with the tracepoint of the guard: to be attached again to one that nothing was attached to any more
+/// waits for the grace periods of RCU (up to 20 ms).
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Why a run gave no sample.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -117,6 +122,7 @@ pub async fn run(
     end(&mut child, &group, subject.grace).await;
     watcher.add_run(group.cpu_time().unwrap_or_default());
     drop((child, group));
+    tokio::time::sleep(PAUSE).await;
     match measured {
         Ok(sample) => Ok(Sample {
             timings: timings.and_then(|path| Parts::stored(path, begun)),

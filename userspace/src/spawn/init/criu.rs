@@ -44,13 +44,6 @@ impl Init<'_> {
                 self.criu = Some(Pid::from_raw(pid));
                 // If it ends early, there is nobody at the other end.
                 drop(theirs);
-                if let Some(guarded) = &self.plan.guarded {
-                    let guard = self.receive_guard(ours.as_fd(), guarded);
-                    self.guard = Some(guard.map_err(|error| Notice::Failed {
-                        step: Step::Guard,
-                        errno: errno_of(&error),
-                    })?);
-                }
                 Ok((pid as u32, ours))
             }
             Err(error) => Err(Notice::Failed {
@@ -60,13 +53,25 @@ impl Init<'_> {
         }
     }
 
+    /// While CRIU gets ready: brings the memory that processes share, and the guard of what they map.
+    /// CRIU restores only when it is asked to, after this.
+    pub(super) fn prepare_memory(&mut self, criu: BorrowedFd<'_>) -> Result<(), Notice> {
+        if let Some(guarded) = &self.plan.guarded {
+            let guard = self.receive_guard(criu, guarded);
+            self.guard = Some(guard.map_err(|error| Notice::Failed {
+                step: Step::Guard,
+                errno: errno_of(&error),
+            })?);
+        }
+        self.fill_shared()
+    }
+
     /// The guard by the filter that CRIU has put on itself, and so on all that it restores.
     fn receive_guard(
         &self,
         socket: BorrowedFd<'_>,
         guarded: &Guarded,
     ) -> io::Result<(Guard, fs::File)> {
-        // While CRIU gets ready; it restores only when it is asked to, after this.
         let interruptions = Interruptions::watch()?;
         let listener = receive_descriptor(socket)?;
         let files: Vec<_> = self.plan.memory().map(sys::permanent).collect();
