@@ -45,7 +45,10 @@ use crate::{
     proxy::plan::{Plan, State as SiteState, Stats},
     store::Store,
     sys::bpf,
-    watch::connections::{Counter, Told},
+    watch::{
+        connections::{Counter, Told},
+        interruptions::Held,
+    },
 };
 
 /// What the proxy is called beside the names of sites.
@@ -102,6 +105,8 @@ pub struct Gateway {
     /// Where metrics are read, if they are.
     metrics: Option<metrics::Door>,
     folder: PathBuf,
+    /// No restore waits for the end of the one before.
+    _tracepoint: Option<Held>,
     /// Only one gateway serves from a store.
     _lock: fs::File,
 }
@@ -130,6 +135,8 @@ impl Gateway {
             source,
         })?;
         let (counter, told) = Counter::attach()?;
+        let held = Held::hold();
+        let held = held.inspect_err(|error| tracing::debug!("restores may wait: {error}"));
         // Rings are of no use to instances, which are forked from this process.
         if let Err(error) = bpf::keep_maps_from_children() {
             tracing::debug!("forks copy the ring: {error}");
@@ -151,6 +158,7 @@ impl Gateway {
             asked,
             metrics: None,
             folder,
+            _tracepoint: held.ok(),
             _lock: lock,
         };
         // Those that were passed come first.

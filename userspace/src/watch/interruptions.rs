@@ -37,6 +37,10 @@ impl Interruptions {
     /// What bpf(2) says: `EPERM` without CAP_BPF and CAP_PERFMON. `InvalidData` if the program is not
     /// what it should be.
     pub fn watch() -> io::Result<Self> {
+        Self::attach(own_namespace()?)
+    }
+
+    fn attach(tasks: probe::Namespace) -> io::Result<Self> {
         let mut object = Object::parse(OBJECT).map_err(unusable)?;
         let maps: io::Result<Vec<_>> = object
             .maps
@@ -56,8 +60,7 @@ impl Interruptions {
         let maps = maps?;
         let named = |name: &str| maps.iter().find(|map| map.0 == name).ok_or_else(missing);
         let (_, namespace, shape, _) = named("NAMESPACE")?;
-        let own = own_namespace()?;
-        sys::bpf::set(namespace.as_fd(), *shape, 0, bytemuck::bytes_of(&own))?;
+        sys::bpf::set(namespace.as_fd(), *shape, 0, bytemuck::bytes_of(&tasks))?;
 
         let text: HashSet<_> = object
             .functions
@@ -94,6 +97,28 @@ impl Interruptions {
     pub fn take(&mut self) -> Option<Interruption> {
         let item = self.events.next()?;
         bytemuck::try_pod_read_unaligned(&item).ok()
+    }
+}
+
+/// Keeps the tracepoint in use while it lives. Where nothing is attached to it any more, the next to be
+/// attached first waits for the grace periods of RCU, up to 20 ms: what restores again and again should not.
+pub struct Held {
+    _attached: Interruptions,
+}
+
+impl Held {
+    /// # Errors
+    /// As of [`Interruptions::watch`].
+    pub fn hold() -> io::Result<Self> {
+        // No namespace has such a number.
+        let nobody = probe::Namespace {
+            device: 0,
+            inode: 0,
+        };
+        let attached = Interruptions::attach(nobody)?;
+        Ok(Self {
+            _attached: attached,
+        })
     }
 }
 
