@@ -401,7 +401,7 @@ pub async fn restore(
         limit: LIMIT,
     };
     sandbox
-        .prepared()
+        .shared_memory()
         .await
         .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
     let work = folder.work();

@@ -98,11 +98,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether there is memory that init prepares before CRIU is asked to restore.
-    pub fn prepares_memory(&self) -> bool {
-        self.guarded.is_some() || !self.shared.is_empty()
-    }
-
     /// The numbers that the listening sockets have in init.
     pub fn handed(&self) -> Range<RawFd> {
         HANDED..HANDED + self.handed as RawFd
@@ -454,11 +449,12 @@ impl Init<'_> {
             Order::Criu { uid, gid } => match self.start_criu(uid, gid) {
                 Ok((pid, socket)) => {
                     self.tell_with(Notice::Criu { pid }, Some(socket.as_fd()));
-                    if !self.plan.prepares_memory() {
-                        return;
+                    drop(socket);
+                    // Meanwhile CRIU gets ready.
+                    if !self.plan.shared.is_empty() {
+                        self.tell(self.fill_shared().err().unwrap_or(Notice::Shared));
                     }
-                    let prepared = self.prepare_memory(socket.as_fd());
-                    prepared.err().unwrap_or(Notice::Prepared)
+                    return;
                 }
                 Err(notice) => notice,
             },

@@ -111,8 +111,8 @@ pub struct Sandbox {
     exited: Option<i32>,
     criu_exited: Option<i32>,
     is_bound: bool,
-    /// The memory that init prepares is there.
-    is_prepared: bool,
+    /// The memory that processes share is there.
+    has_shared: bool,
     detached: bool,
     /// Init sees to it that what it visits goes on, and ends by itself.
     visits: bool,
@@ -184,7 +184,7 @@ impl Sandbox {
             exited: None,
             criu_exited: None,
             is_bound: false,
-            is_prepared: !plan.prepares_memory(),
+            has_shared: plan.shared.is_empty(),
             detached: false,
             visits: matches!(plan.place, Place::Of(_)),
         };
@@ -306,12 +306,12 @@ impl Sandbox {
         Ok(self.is_bound)
     }
 
-    /// Waits until the memory is there that init prepares. After that CRIU can be asked to restore.
+    /// Waits until the memory is there that processes are to share.
     ///
     /// # Errors
     /// See [`SpawnError`].
-    pub async fn prepared(&mut self) -> Result<(), SpawnError> {
-        while !self.is_prepared {
+    pub async fn shared_memory(&mut self) -> Result<(), SpawnError> {
+        while !self.has_shared {
             self.receive().await?;
         }
         Ok(())
@@ -357,8 +357,8 @@ impl Sandbox {
                 self.criu_exited = Some(status as i32);
                 Ok(None)
             }
-            Some((Notice::Prepared, _)) => {
-                self.is_prepared = true;
+            Some((Notice::Shared, _)) => {
+                self.has_shared = true;
                 Ok(None)
             }
             Some((Notice::Bound { .. }, _)) => {

@@ -52,8 +52,8 @@ pub enum Notice {
     Exited { status: u32 },
     /// The command listens where the plan has it listen instead, by the place in the plan.
     Bound { place: u32 },
-    /// The memory that init prepares is there.
-    Prepared,
+    /// The memory that processes are to share is there.
+    Shared,
 }
 
 /// The steps that can fail in init.
@@ -159,7 +159,7 @@ impl Notice {
             Self::Failed { step, errno } => [7, step as u32, errno],
             Self::Exited { status } => [8, status, 0],
             Self::Bound { place } => [9, place, 0],
-            Self::Prepared => [10, 0, 0],
+            Self::Shared => [10, 0, 0],
         }
     }
 
@@ -177,7 +177,7 @@ impl Notice {
             },
             8 => Self::Exited { status: a },
             9 => Self::Bound { place: a },
-            10 => Self::Prepared,
+            10 => Self::Shared,
             _ => return None,
         })
     }

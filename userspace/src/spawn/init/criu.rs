@@ -44,6 +44,7 @@ impl Init<'_> {
                 self.criu = Some(Pid::from_raw(pid));
                 // If it ends early, there is nobody at the other end.
                 drop(theirs);
+                self.guard_memory(ours.as_fd())?;
                 Ok((pid as u32, ours))
             }
             Err(error) => Err(Notice::Failed {
@@ -53,9 +54,11 @@ impl Init<'_> {
         }
     }
 
-    /// While CRIU gets ready: brings the memory that processes share, and the guard of what they map.
-    /// CRIU restores only when it is asked to, after this.
-    pub(super) fn prepare_memory(&mut self, criu: BorrowedFd<'_>) -> Result<(), Notice> {
+    /// While CRIU gets ready; it restores only when it is asked to, after this.
+    ///
+    /// The supervisor is told of CRIU after this, although it could go on before: with two processors it
+    /// would do so on the one that CRIU needs.
+    fn guard_memory(&mut self, criu: BorrowedFd<'_>) -> Result<(), Notice> {
         if let Some(guarded) = &self.plan.guarded {
             let guard = self.receive_guard(criu, guarded);
             self.guard = Some(guard.map_err(|error| Notice::Failed {
@@ -63,7 +66,7 @@ impl Init<'_> {
                 errno: errno_of(&error),
             })?);
         }
-        self.fill_shared()
+        Ok(())
     }
 
     /// The guard by the filter that CRIU has put on itself, and so on all that it restores.
