@@ -85,7 +85,7 @@ fn probe_cost(runs: usize) {
         ("Django, 2 workers", real::django_on_gunicorn),
         ("Rails", real::rails_on_puma),
     ] {
-        let workspace = Workspace::installed();
+        let workspace = Workspace::alone();
         let server = server();
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..runs * 2 {
@@ -126,7 +126,7 @@ fn profile_cost(runs: usize) {
     let only = option("--server");
     let is_wanted = |name: &str| only.as_deref().is_none_or(|only| name.starts_with(only));
     for (name, make) in servers.into_iter().filter(|(name, _)| is_wanted(name)) {
-        let workspace = Workspace::installed();
+        let workspace = Workspace::alone();
         let server = make(&workspace);
         let mut times: [Vec<Duration>; 4] = Default::default();
         for _ in 0..runs {
@@ -183,7 +183,7 @@ fn fixed_cost(runs: usize) {
         "\n{:<22} {:>9} {:>9} {:>7}",
         "fixed cost", "restore", "CRIU", "beyond"
     );
-    let workspace = Workspace::installed();
+    let workspace = Workspace::alone();
     let server = real::express();
     let output = support::finish(&mut server.capture(&workspace, &["--name", "server"]));
     assert!(output.status.success(), "{}", support::describe(&output));

@@ -17,7 +17,7 @@ const SUBJECTS: [Subject; 3] = [
 pub fn measure(bench: &Bench, runs: usize) -> Measured {
     let (mut rows, mut findings) = (vec![], vec![]);
     for (name, make) in SUBJECTS {
-        let workspace = Workspace::installed();
+        let workspace = Workspace::alone();
         let server = make(&workspace);
         bench.capture(&workspace, &server, "server");
         let first_byte = || bench.first_byte(&workspace, &server, "server");

@@ -21,7 +21,7 @@ struct Seen {
 }
 
 pub fn measure(bench: &Bench, runs: usize) -> Measured {
-    let workspace = Workspace::installed();
+    let workspace = Workspace::alone();
     let server = python_with_heap(700);
     bench.capture(&workspace, &server, IMAGE);
     let (mut one, mut many) = (Seen::default(), Seen::default());

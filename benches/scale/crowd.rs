@@ -47,7 +47,7 @@ impl Seen {
 }
 
 pub fn measure(bench: &Bench, runs: usize) -> Measured {
-    let workspace = Workspace::installed();
+    let workspace = Workspace::alone();
     let server = servers::fastapi_on_uvicorn();
     bench.capture(&workspace, &server, IMAGE);
     let (mut cold, mut apart, mut shared) = (Seen::default(), Seen::default(), Seen::default());

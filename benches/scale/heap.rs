@@ -11,7 +11,7 @@ use crate::{
 const SIZES: [u32; 3] = [50, 700, 2000];
 
 pub fn measure(bench: &Bench, runs: usize) -> Measured {
-    let workspace = Workspace::installed();
+    let workspace = Workspace::alone();
     let servers = SIZES.map(|size| (format!("heap-{size}"), python_with_heap(size)));
     for (name, server) in &servers {
         bench.capture(&workspace, server, name);

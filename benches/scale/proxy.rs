@@ -46,7 +46,7 @@ impl Seen {
 pub fn measure(_: &Bench, runs: usize) -> Measured {
     let (mut rows, mut findings) = (vec![], vec![]);
     for (name, make) in SUBJECTS {
-        let (behind, before) = (Workspace::installed(), tempfile::tempdir().unwrap());
+        let (behind, before) = (Workspace::alone(), tempfile::tempdir().unwrap());
         let site = make(&behind);
         let running_site = site.start_cold(&behind);
         site.client.ask_until_answered();

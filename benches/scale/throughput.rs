@@ -38,7 +38,7 @@ impl Seen {
 pub fn measure(bench: &Bench, runs: usize) -> Measured {
     let (mut rows, mut findings) = (vec![], vec![]);
     for (name, make) in SUBJECTS {
-        let workspace = Workspace::installed();
+        let workspace = Workspace::alone();
         let server = make(&workspace);
         bench.capture(&workspace, &server, "server");
         let (mut cold, mut restored) = (Seen::default(), Seen::default());

@@ -193,7 +193,7 @@ fn results() -> PathBuf {
 
 fn measure(entry: &Entry, runs: &str) {
     println!("== {}", entry.title);
-    let workspace = Workspace::installed();
+    let workspace = Workspace::alone();
     let server = (entry.make)(&workspace);
     let export = workspace.path().join("results.json");
     let asked = how_to_ask(&server.client);

@@ -37,7 +37,7 @@ impl Seen {
 }
 
 pub fn measure(bench: &Bench, runs: usize) -> Measured {
-    let workspace = Workspace::installed();
+    let workspace = Workspace::alone();
     let server = servers::express();
     bench.capture(&workspace, &server, "server");
     let site = (

@@ -79,7 +79,7 @@ impl All {
 }
 
 pub fn measure(bench: &Bench, runs: usize) -> Measured {
-    let workspace = Workspace::installed();
+    let workspace = Workspace::alone();
     let mut sites = vec![];
     for (name, make) in SUBJECTS {
         bench.capture(&workspace, &make(&workspace), name);

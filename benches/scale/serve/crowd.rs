@@ -39,7 +39,7 @@ impl Seen {
 }
 
 pub fn measure(bench: &Bench, runs: usize) -> Measured {
-    let workspace = Workspace::installed();
+    let workspace = Workspace::alone();
     let server = servers::fastapi_on_uvicorn();
     bench.capture(&workspace, &server, "server");
     let settings = "image = 'server'\nidle = '2s'".to_owned();
