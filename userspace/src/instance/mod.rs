@@ -6,8 +6,7 @@
 //! ├── output.log      what the server wrote, if it is detached
 //! ├── exit            its wait status, once it ended
 //! ├── leaving.json    why it is to end, once it takes no more connections
-//! ├── guard.json      what the guard of its memory has done, if that is mapped
-//! └── work            CRIU's log and statistics
+//! └── guard.json      what the guard of its memory has done, if that is mapped
 //! ```
 //!
 //! The lock is on the folder and shared with init, so the kernel itself tells whether an
@@ -142,26 +141,16 @@ impl Folder {
             let _ = fs::remove_dir(&path);
             write_error(&path)(error)
         })?;
-        let folder = Self {
+        Ok(Self {
             id,
             path,
             lock,
             keep: false,
-        };
-        let work = folder.work();
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&work)
-            .map_err(write_error(&work))?;
-        Ok(folder)
+        })
     }
 
     pub fn id(&self) -> &str {
         &self.id
-    }
-
-    pub fn work(&self) -> PathBuf {
-        self.path.join("work")
     }
 
     /// The locked folder itself, to be held by init.

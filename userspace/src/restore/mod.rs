@@ -4,8 +4,8 @@
 mod checks;
 mod fit;
 mod memory;
+mod scratch;
 mod timings;
-mod view;
 
 use std::{
     fs, io,
@@ -20,7 +20,7 @@ pub use self::{
     fit::stale,
     memory::{MemoryMode, MemoryUse, Unmappable},
 };
-use self::{timings::Stopwatch, view::View};
+use self::{timings::Stopwatch, scratch::Scratch};
 use crate::{
     capture::keep_log,
     cgroup::{self, CgroupError, Memory, Reservation},
@@ -63,8 +63,8 @@ pub enum RestoreError {
         path: std::path::PathBuf,
         source: io::Error,
     },
-    #[error("cannot make a file system in memory for what differs from the image")]
-    View(#[source] io::Error),
+    #[error("cannot make a file system in memory for what the restore needs")]
+    Scratch(#[source] io::Error),
     #[error("cannot use the cache of CRIU's kernel data")]
     Kerndat(#[source] io::Error),
     #[error("{listener} is taken by {holder}")]
@@ -284,9 +284,12 @@ pub async fn restore(
         || options.reuse_port
         || accepts_changes
         || has_deleted;
-    let view = differs.then(View::new).transpose();
-    let view = view.map_err(RestoreError::View)?;
-    let images = view.as_ref().map_or(stored.clone(), View::path);
+    let scratch = Scratch::new().map_err(RestoreError::Scratch)?;
+    let images = match differs {
+        true => scratch.image(),
+        false => stored.clone(),
+    };
+    let work = scratch.work();
     // Made before the sandbox, and so dropped after it, when nothing runs in the group any more.
     let mut group = options.group.as_ref().map(Reservation::new).transpose()?;
     let made = group.as_mut().map(|group| group.make(folder.id()));
@@ -313,11 +316,11 @@ pub async fn restore(
         fs::File::open(&path).map_err(|source| RestoreError::Image { path, source })
     };
     let inventory = stored.join(edit::INVENTORY);
-    let (images_folder, work) = (open(images.clone())?, open(folder.work())?);
+    let (images_folder, work_folder) = (open(images.clone())?, open(work.clone())?);
     let (output, [stdout, stderr]) = outputs(&folder, options.detached)?;
     let descriptors = Descriptors {
         images: images_folder.as_fd(),
-        work: work.as_fd(),
+        work: work_folder.as_fd(),
         stdout: stdout.as_fd(),
         stderr: stderr.as_fd(),
         instance: folder.lock().as_fd(),
@@ -348,7 +351,7 @@ pub async fn restore(
 
     let mut criu_start = options
         .timed_since
-        .and_then(|_| criu::Start::watch(&folder.work(), &inventory).ok());
+        .and_then(|_| criu::Start::watch(&work, &inventory).ok());
     let before_criu = Instant::now();
     let worker = criu::start(&mut sandbox, manifest.criu.user)
         .await
@@ -404,7 +407,6 @@ pub async fn restore(
         .shared_memory()
         .await
         .map_err(|error| out_of_memory().unwrap_or_else(|| error.into()))?;
-    let work = folder.work();
     let restoring = criu::restore(&mut sandbox, worker, &request, &work);
     let root = match &mut criu_start {
         Some(start) => start.during(restoring).await,

@@ -1,6 +1,6 @@
 //! Starts the server of a site cold, on the socket of the site.
 
-use std::{ffi::CString, fs::File, io, os::fd::AsFd as _, path::PathBuf, rc::Rc, time::Duration};
+use std::{ffi::CString, os::fd::AsFd as _, path::PathBuf, rc::Rc, time::Duration};
 
 use super::socket::Socket;
 use crate::{
@@ -28,8 +28,6 @@ pub enum ColdError {
     Start(#[from] CaptureError),
     #[error(transparent)]
     Instance(#[from] InstanceError),
-    #[error("cannot open the folder of the instance")]
-    Folder(#[source] io::Error),
     #[error("the server has ended before it listened on {listener}: {status}{}", lines(.log))]
     Ended {
         listener: Listener,
@@ -76,7 +74,6 @@ impl Cold {
             self.command.user.as_deref(),
         )?;
         let folder = Folder::create(&store.instances(), &self.image)?;
-        let work = File::open(folder.work()).map_err(ColdError::Folder)?;
         let log = folder.open_log()?;
         let plan = Plan {
             command: Some(command.clone()),
@@ -96,8 +93,8 @@ impl Cold {
             }),
         };
         let descriptors = Descriptors {
-            images: work.as_fd(),
-            work: work.as_fd(),
+            images: folder.lock().as_fd(),
+            work: folder.lock().as_fd(),
             stdout: log.as_fd(),
             stderr: log.as_fd(),
             instance: folder.lock().as_fd(),
