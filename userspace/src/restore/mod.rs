@@ -20,7 +20,7 @@ pub use self::{
     fit::stale,
     memory::{MemoryMode, MemoryUse, Unmappable},
 };
-use self::{timings::Stopwatch, scratch::Scratch};
+use self::{scratch::Scratch, timings::Stopwatch};
 use crate::{
     capture::keep_log,
     cgroup::{self, CgroupError, Memory, Reservation},

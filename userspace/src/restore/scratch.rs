@@ -41,11 +41,7 @@ impl Scratch {
         let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        let scratch = Self(fsmount(
-            &settings,
-            FsMountFlags::FSMOUNT_CLOEXEC,
-            flags,
-        )?);
+        let scratch = Self(fsmount(&settings, FsMountFlags::FSMOUNT_CLOEXEC, flags)?);
         for folder in [WORK, IMAGE] {
             rustix::fs::mkdirat(&scratch.0, folder, Mode::RWXU)?;
         }
