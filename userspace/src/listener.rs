@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fmt, fs,
     net::{IpAddr, SocketAddr},
+    num::NonZero,
     os::{fd::AsFd, unix::ffi::OsStringExt as _},
     path::{Path, PathBuf},
     str::FromStr,
@@ -327,21 +328,20 @@ impl FromStr for Wanted {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(port) = text.parse() {
-            return match port {
-                0 => Err("port 0 is none".to_owned()),
-                port => Ok(Self::Port(port)),
-            };
+        if let Ok(port) = text.parse::<NonZero<u16>>() {
+            return Ok(Self::Port(port.get()));
         }
         let bare = text.strip_prefix("tcp:").unwrap_or(text);
-        if let Ok(address) = bare.parse() {
+        if let Ok(address) = bare.parse::<SocketAddr>()
+            && address.port() != 0
+        {
             return Ok(Self::Exactly(Listener::Tcp { address }));
         }
         let path = text.strip_prefix("unix:");
         if let Some(path) = path.or((text.contains('/') || text.starts_with('@')).then_some(text)) {
             return Ok(Self::Exactly(Listener::Unix { path: path.into() }));
         }
-        Err("not a port, an address with a port, or a path".to_owned())
+        Err("not a port from 1 to 65535, an address with a port, or a path".to_owned())
     }
 }
 
@@ -382,7 +382,8 @@ impl FromStr for Publish {
             let (new, old) = (text[..place].parse().ok()?, text[place + 1..].parse().ok()?);
             Some(Self { new, old })
         });
-        let publish = parts.ok_or("not NEW:OLD, each a port, an address with a port, or a path")?;
+        let publish = parts
+            .ok_or("not NEW:OLD, each a port from 1 to 65535, an address with a port, or a path")?;
         let is_unix = |wanted: &Wanted| matches!(wanted, Wanted::Exactly(Listener::Unix { .. }));
         if is_unix(&publish.new) != is_unix(&publish.old) {
             return Err("a Unix socket cannot become one of TCP, nor the other way round".into());
@@ -459,7 +460,7 @@ mod tests {
             wanted("unix:/run/a.sock"),
             Ok(Wanted::Exactly(Listener::Unix { path }))
         );
-        for bad in ["0", "70000", "localhost", "", "1.2.3.4"] {
+        for bad in ["0", "70000", "localhost", "", "1.2.3.4", "1.2.3.4:0"] {
             assert!(wanted(bad).is_err(), "{bad}");
         }
     }
