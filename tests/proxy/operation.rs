@@ -164,6 +164,7 @@ fn a_new_plan_changes_what_is_new_and_a_bad_one_nothing() {
     kept.send("GET /0 HTTP/1.1\r\nHost: b\r\n\r\n");
     kept.until("ok");
     // One that is gone finishes what it is at.
+    gateway.wait_in_flight("b", 0);
     client.send("GET /200 HTTP/1.1\r\nHost: b\r\n\r\n");
     gateway.wait_in_flight("b", 1);
     gateway.plan.listeners.pop();
