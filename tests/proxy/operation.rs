@@ -254,6 +254,7 @@ fn a_drain_finishes_what_is_in_flight() {
     let (mut idle, mut busy) = (gateway.connect(), gateway.connect());
     idle.send("GET /0 HTTP/1.1\r\nHost: a\r\n\r\n");
     idle.until("ok");
+    gateway.wait_in_flight("a", 0);
     busy.send("GET /300 HTTP/1.1\r\nHost: a\r\n\r\n");
     gateway.wait_in_flight("a", 1);
     gateway.order(&Order::Drain { limit_ms: 10_000 });
