@@ -101,9 +101,13 @@ fn capture_busy(workspace: &Workspace, server: &Server, page: &str, name: &str) 
 
 /// What the guard of an instance has done.
 fn counters(workspace: &Workspace, name: &str) -> Value {
-    let path = format!("instances/{name}-1/guard.json");
-    let text = fs::read_to_string(workspace.store().join(path)).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
+    let listed = workspace.run(["--json", "ps"]);
+    let mut instances = listed
+        .lines()
+        .map(|line| -> Value { serde_json::from_str(line).unwrap() });
+    let id = format!("{name}-1");
+    let instance = instances.find(|instance| instance["id"] == id.as_str());
+    instance.map_or(Value::Null, |mut instance| instance["guard"].take())
 }
 
 /// A line of the report.

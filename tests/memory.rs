@@ -55,11 +55,8 @@ fn ask_cold(workspace: &Workspace, server: &Server, port: u16) -> Vec<String> {
 
 /// How many calls signals have interrupted in the only instance.
 fn interrupted(workspace: &Workspace) -> u64 {
-    let instances = workspace.store().join("instances");
-    let instance = fs::read_dir(instances).unwrap().next().unwrap().unwrap();
-    let counters = fs::read(instance.path().join("guard.json")).unwrap();
-    let counters: Value = serde_json::from_slice(&counters).unwrap();
-    counters["interrupted"].as_u64().unwrap()
+    let listed: Value = serde_json::from_str(&workspace.run(["--json", "ps"])).unwrap();
+    listed["guard"]["interrupted"].as_u64().unwrap()
 }
 
 /// What has to be the same. How many pages are in memory is not: the kernel may take some that are in a file.

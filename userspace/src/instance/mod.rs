@@ -5,8 +5,7 @@
 //! ├── instance.json   what it is; there once it runs
 //! ├── output.log      what the server wrote, if it is detached
 //! ├── exit            its wait status, once it ended
-//! ├── leaving.json    why it is to end, once it takes no more connections
-//! └── guard.json      what the guard of its memory has done, if that is mapped
+//! └── leaving.json    why it is to end, once it takes no more connections
 //! ```
 //!
 //! The lock is on the folder and shared with init, so the kernel itself tells whether an
@@ -36,7 +35,7 @@ use crate::{
     memory::{self, Memory},
     network::Addresses,
     private,
-    spawn::{EXIT_FILE, GUARD_FILE},
+    spawn::{EXIT_FILE, GUARD_FILE, WORK},
     sys,
     tree::{self, HostPid},
 };
@@ -322,9 +321,10 @@ impl Instance {
         fs::File::open(&path).map_err(|source| InstanceError::Read { path, source })
     }
 
-    /// What the guard of its memory has done, if that is mapped.
+    /// What the guard of its memory has done, if that is mapped and the instance runs.
     pub fn guard(&self) -> Option<guard::Counters> {
-        let text = fs::read(self.folder.join(GUARD_FILE)).ok()?;
+        let init = self.record.init;
+        let text = fs::read(format!("/proc/{init}/fd/{WORK}/{GUARD_FILE}")).ok()?;
         Some(serde_json::from_slice(&text).unwrap_or_default())
     }
 

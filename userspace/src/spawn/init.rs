@@ -52,7 +52,7 @@ use crate::{
 pub const CONTROL: RawFd = 3;
 /// The folder of CRIU's images.
 pub const IMAGES: RawFd = 4;
-/// The folder for CRIU's log and statistics.
+/// The folder for CRIU's log and statistics, and for what is of use only while init lives.
 pub const WORK: RawFd = 5;
 /// What becomes the standard output of the server.
 pub const STDOUT: RawFd = 6;
@@ -70,7 +70,7 @@ const TERMINALS: &str = "/dev/pts";
 /// How long a CRIU whose answer nobody waits for may take to its end.
 const CRIU_LIMIT: Duration = Duration::from_secs(120);
 
-/// The name of the file in the instance's folder with what the guard of its memory has done.
+/// The name of the file in [`WORK`] with what the guard of its memory has done.
 pub const GUARD_FILE: &str = "guard.json";
 
 /// The name of the file in the instance's folder that receives the wait status.
@@ -522,7 +522,7 @@ impl Init<'_> {
     }
 
     fn finish(&self, status: i32) -> i32 {
-        if let Ok(mut file) = open_file(EXIT_FILE) {
+        if let Ok(mut file) = open_file(INSTANCE, EXIT_FILE) {
             let _ = writeln!(file, "{status}");
         }
         self.tell(Notice::Exited {
@@ -532,10 +532,10 @@ impl Init<'_> {
     }
 }
 
-/// Opens a new file in the instance's folder.
-fn open_file(name: &str) -> io::Result<fs::File> {
+/// Opens a new file in one of the folders.
+fn open_file(folder: RawFd, name: &str) -> io::Result<fs::File> {
     let file = rustix::fs::openat(
-        sys::permanent(INSTANCE),
+        sys::permanent(folder),
         name,
         rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::from_raw_mode(0o600),

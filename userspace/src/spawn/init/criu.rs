@@ -79,7 +79,7 @@ impl Init<'_> {
         let listener = receive_descriptor(socket)?;
         let files: Vec<_> = self.plan.memory().map(sys::permanent).collect();
         let guard = Guard::new(listener, interruptions, &files, guarded.traits.clone())?;
-        Ok((guard, open_file(GUARD_FILE)?))
+        Ok((guard, open_file(WORK, GUARD_FILE)?))
     }
 
     fn become_criu(&self, uid: u32, gid: u32, socket: &OwnedFd) -> io::Error {
