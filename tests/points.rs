@@ -324,7 +324,7 @@ fn the_listener_that_counts_can_be_named() {
     }
     let (_, error) = expect(2, &mut server.capture(&workspace, &["--listener", "70000"]));
     assert!(
-        error.contains("not a port, an address with a port, or a path"),
+        error.contains("not a port from 1 to 65535, an address with a port, or a path"),
         "{error}"
     );
     // By the path of a Unix socket.
